@@ -1,0 +1,87 @@
+"""Work on the notebooks without a notebook server.
+
+    python .ci/notebooks.py run [NOTEBOOK…]     execute in place and store the outputs (all of nbs/ when none is named)
+    python .ci/notebooks.py test NOTEBOOK       execute one, write nothing
+    python .ci/notebooks.py readme              write README.md from nbs/index.ipynb
+    python .ci/notebooks.py check               exit 1 unless spp/, nbs/ and README.md are in step
+"""
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ |= {"TQDM_DISABLE": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}   # bars tell the time: never stored
+
+def notebooks() -> list[Path]:
+    "Every notebook of the project, in reading order"
+    return sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+def execute(path: Path, store: bool) -> None:
+    "Execute `path` as `nbdev_test` would (its skip flags hold) and keep the outputs if `store`"
+    from execnb.nbio import read_nb, write_nb
+    from execnb.shell import CaptureShell
+    from nbdev.config import get_config
+    from nbdev.process import NBProcessor
+    skip, source, run = set(get_config().tst_flags.split()), read_nb(path), NBProcessor(path, process=True).nb
+    def skipped(cell):
+        if cell.cell_type != "code": return True
+        flags = getattr(cell, "directives_", None) or {}
+        return flags.get("eval:", [""])[0].lower() == "false" or bool(skip & flags.keys())
+    os.chdir(path.parent)
+    sys.path.insert(0, str(ROOT))
+    CaptureShell(path, mpl_format="png").run_all(run, exc_stop=True, preproc=skipped)
+    if not store: return
+    for old, new in zip(source.cells, run.cells):
+        if old.cell_type == "code" and not skipped(new):
+            old.outputs, old.execution_count = new.get("outputs", []), None
+    write_nb(source, path)
+
+def text(x) -> str: return "".join(x) if isinstance(x, list) else (x or "")
+
+def readme() -> str:
+    "README.md as Markdown: the prose, code and text outputs of index.ipynb"
+    from execnb.nbio import read_nb
+    out = ["<!-- Written from nbs/index.ipynb; edit that notebook instead. -->\n"]
+    for cell in read_nb(ROOT / "nbs/index.ipynb").cells:
+        source = text(cell.source).strip()
+        if cell.cell_type == "markdown": out.append(source + "\n")
+        if cell.cell_type != "code" or "#| hide" in source: continue
+        shown = "\n".join(l for l in source.splitlines() if not l.startswith("#|"))
+        if shown and "#| echo: false" not in source: out.append(f"```python\n{shown}\n```\n")
+        for o in cell.get("outputs", []):
+            data = o.get("data", {})
+            if "text/markdown" in data: out.append(text(data["text/markdown"]) + "\n")
+            elif plain := text(o.get("text") or data.get("text/plain")):
+                out.append("\n".join("    " + l for l in plain.rstrip().splitlines()) + "\n")
+    page = "\n".join(out)
+    page = re.sub(r"\]\(((?:[\w-]+/)*[\w-]+\.ipynb)", r"](nbs/\1", page)
+    return re.sub(r"\]\((images/[\w.-]+)\)", r"](nbs/\1)", page)
+
+def check() -> list[str]:
+    "What is out of step, one line each"
+    def sh(*a): return subprocess.run(a, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    sh("nbdev_clean"), sh("nbdev_export")
+    bad = [f"changed by nbdev_clean and nbdev_export: {l}" for l in sh("git", "status", "--porcelain", "--", "spp", "nbs").splitlines()]
+    if (ROOT / "README.md").read_text(encoding="utf-8") != readme(): bad.append("README.md differs from nbs/index.ipynb: run `python .ci/notebooks.py readme`")
+    return bad
+
+if __name__ == "__main__":
+    what, names = (sys.argv[1:2] or ["help"])[0], [Path(a).resolve() for a in sys.argv[2:]]
+    if what == "run" and len(names) == 1 or what == "test": execute(names[0], store=what == "run")
+    elif what == "run":
+        for p in names or notebooks():                       # a process each: no notebook sees another's state
+            t = time.time()
+            subprocess.run([sys.executable, __file__, "run", str(p)], check=True)
+            print(f"{p.relative_to(ROOT)}  {time.time() - t:.0f} s", flush=True)
+    elif what == "readme":
+        with tempfile.NamedTemporaryFile("w", dir=ROOT, delete=False, encoding="utf-8") as f: f.write(readme())
+        os.chmod(f.name, 0o644); os.replace(f.name, ROOT / "README.md")
+    elif what == "check":
+        bad = check()
+        print("\n".join(bad) or "spp/, nbs/ and README.md are in step")
+        sys.exit(bool(bad))
+    else: print(__doc__)
