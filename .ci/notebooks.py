@@ -33,7 +33,13 @@ def execute(path: Path, store: bool) -> None:
         return flags.get("eval:", [""])[0].lower() == "false" or bool(skip & flags.keys())
     os.chdir(path.parent)
     sys.path.insert(0, str(ROOT))
-    CaptureShell(path, mpl_format="png").run_all(run, exc_stop=True, preproc=skipped)
+    shell = CaptureShell(path, mpl_format="png")
+    try: shell.run_all(run, exc_stop=True, preproc=skipped)
+    except Exception:
+        done = [c for c in run.cells if c.cell_type == "code" and not skipped(c) and c.get("outputs") is not None]
+        failed = next((c for c in done if any(o["output_type"] == "error" for o in c["outputs"])), None)
+        if failed: print(f"{path.name}: this cell failed\n{failed.source}\n", file=sys.stderr)
+        raise
     if not store: return
     for old, new in zip(source.cells, run.cells):
         if old.cell_type == "code" and not skipped(new):

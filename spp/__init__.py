@@ -1,2 +1,11 @@
 "Solution Path Pruning: one search gives a smaller pretrained transformer at every size"
 __version__ = "0.1.0"
+
+from spp.pairs import Pair, find_pairs, mlp_pair
+from spp.gates import gated
+from spp.cut import Cut, cut, load, save
+from spp.path import SolutionPath
+from spp.search import SearchStopped, search
+from spp.finetune import finetune
+
+__all__ = ["Cut", "Pair", "SearchStopped", "SolutionPath", "cut", "find_pairs", "finetune", "gated", "load", "mlp_pair", "save", "search"]
