@@ -2,9 +2,10 @@
 
     python .ci/notebooks.py run [NOTEBOOK…]     execute in place and store the outputs (all of nbs/ when none is named)
     python .ci/notebooks.py test NOTEBOOK       execute one, write nothing
-    python .ci/notebooks.py readme              write README.md from nbs/index.ipynb
+    python .ci/notebooks.py readme              write README.md and its pictures from nbs/index.ipynb
     python .ci/notebooks.py check               exit 1 unless spp/, nbs/ and README.md are in step
 """
+import base64
 import os
 import re
 import subprocess
@@ -48,10 +49,10 @@ def execute(path: Path, store: bool) -> None:
 
 def text(x) -> str: return "".join(x) if isinstance(x, list) else (x or "")
 
-def readme() -> str:
-    "README.md as Markdown: the prose, code and text outputs of index.ipynb"
+def readme() -> tuple[str, dict[Path, bytes]]:
+    "README.md as Markdown, from the prose, code and stored outputs of index.ipynb, and the pictures it shows"
     from execnb.nbio import read_nb
-    out = ["<!-- Written from nbs/index.ipynb; edit that notebook instead. -->\n"]
+    out, pictures = ["<!-- Written from nbs/index.ipynb; edit that notebook instead. -->\n"], {}
     for cell in read_nb(ROOT / "nbs/index.ipynb").cells:
         source = text(cell.source).strip()
         if cell.cell_type == "markdown": out.append(source + "\n")
@@ -60,20 +61,30 @@ def readme() -> str:
         if shown and "#| echo: false" not in source: out.append(f"```python\n{shown}\n```\n")
         for o in cell.get("outputs", []):
             data = o.get("data", {})
-            if "text/markdown" in data: out.append(text(data["text/markdown"]) + "\n")
-            elif plain := text(o.get("text") or data.get("text/plain")):
-                out.append("\n".join("    " + l for l in plain.rstrip().splitlines()) + "\n")
-    page = "\n".join(out)
-    page = re.sub(r"\]\(((?:[\w-]+/)*[\w-]+\.ipynb)", r"](nbs/\1", page)
-    return re.sub(r"\]\((images/[\w.-]+)\)", r"](nbs/\1)", page)
+            if "image/png" in data:
+                file = Path(f"nbs/images/index_{len(pictures) + 1}.png"); pictures[file] = base64.b64decode(text(data["image/png"]))
+                out.append(f"![]({file})\n")
+            elif plain := text(o.get("text") or data.get("text/plain")): out.append("```\n" + plain.rstrip() + "\n```\n")
+    page = re.sub(r"\]\(((?:[\w-]+/)*[\w-]+\.ipynb)", r"](nbs/\1", "\n".join(out))
+    return page, pictures
+
+def in_step() -> list[str]:
+    "What README.md and its pictures have that index.ipynb does not, one line each"
+    page, pictures = readme()
+    want = {Path("README.md"): page.encode(), **pictures}
+    return [f"{f} differs from nbs/index.ipynb: run `python .ci/notebooks.py readme`" for f, b in want.items() if not (ROOT / f).exists() or (ROOT / f).read_bytes() != b]
 
 def check() -> list[str]:
     "What is out of step, one line each"
     def sh(*a): return subprocess.run(a, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     sh("nbdev_clean"), sh("nbdev_export")
-    bad = [f"changed by nbdev_clean and nbdev_export: {l}" for l in sh("git", "status", "--porcelain", "--", "spp", "nbs").splitlines()]
-    if (ROOT / "README.md").read_text(encoding="utf-8") != readme(): bad.append("README.md differs from nbs/index.ipynb: run `python .ci/notebooks.py readme`")
-    return bad
+    return [f"changed by nbdev_clean and nbdev_export: {l}" for l in sh("git", "status", "--porcelain", "--", "spp", "nbs").splitlines()] + in_step()
+
+def write(file: Path, content: bytes) -> None:
+    "Write beside, then rename"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as f: f.write(content)
+    os.chmod(f.name, 0o644); os.replace(f.name, file)
 
 if __name__ == "__main__":
     what, names = (sys.argv[1:2] or ["help"])[0], [Path(a).resolve() for a in sys.argv[2:]]
@@ -84,8 +95,8 @@ if __name__ == "__main__":
             subprocess.run([sys.executable, __file__, "run", str(p)], check=True)
             print(f"{p.relative_to(ROOT)}  {time.time() - t:.0f} s", flush=True)
     elif what == "readme":
-        with tempfile.NamedTemporaryFile("w", dir=ROOT, delete=False, encoding="utf-8") as f: f.write(readme())
-        os.chmod(f.name, 0o644); os.replace(f.name, ROOT / "README.md")
+        page, pictures = readme()
+        for file, content in {Path("README.md"): page.encode(), **pictures}.items(): write(ROOT / file, content)
     elif what == "check":
         bad = check()
         print("\n".join(bad) or "spp/, nbs/ and README.md are in step")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KEPT', 'VARIANTS', 'one_shot', 'separate', 'digits_orders', 'search_cost']
 
-# %% ../nbs/20_bench.ipynb #33f926f1
+# %% ../nbs/20_bench.ipynb #cbfe09d4
 import copy, json, os, time
 from pathlib import Path
 import torch
@@ -13,10 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 from .baselines import baseline
-from .data import digits, digits_vit
+from .data import digits, digits_vit, train_digits_vit
 from .evaluate import accuracy, provenance
 from .files import replacing
-from .finetune import finetune
 from .gates import gated
 from .pairs import split_units
 from .path import SolutionPath
@@ -28,7 +27,7 @@ def _write(file:Path, record:dict)->Path:
     with replacing(file) as f: f.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return file
 
-# %% ../nbs/20_bench.ipynb #99fe5a6a
+# %% ../nbs/20_bench.ipynb #91bf0179
 KEPT = (.7, .5, .35, .25, .15)
 VARIANTS = {                                   # name → arguments of `search`
     "default": {}, "with labels": dict(loss=F.cross_entropy), "800 steps": dict(steps=800), "200 steps": dict(steps=200), "100 steps": dict(steps=100),
@@ -53,8 +52,8 @@ def digits_orders(out:str|os.PathLike="results",       # folder
                   seeds:tuple[int, ...]=(0, 1, 2),
                   variants:dict[str, dict]=VARIANTS,   # of the search
                   baselines:tuple[str, ...]=("fisher", "taylor", "magnitude", "random"),
-                  trainings:tuple[int, ...]=(1, 2),    # seeds of further dense models, trained here as the embedded one was
-                  epochs:int=200,                      # of each training
+                  trainings:tuple[int, ...]=(0, 2),    # seeds of further dense models, trained here as the embedded one was
+                  epochs:int=300,                      # of each training
                   progress:bool=True,
                  )->Path:                              # digits.json
     "One-shot accuracy of every order at every size, for each seed"
@@ -68,8 +67,7 @@ def digits_orders(out:str|os.PathLike="results",       # folder
             if name == "default": say("default, align=8", seed, one_shot(path, test, align=8)); say("default, separate qk and vo", seed, separate(path, test))
         for name in baselines: say(name, seed, one_shot(baseline(name, model, digits(seed=seed)[0], batches=40, seed=seed), test))
     for training in trainings:
-        other = digits_vit(pretrained=False, seed=training); of = f"training {training}"
-        finetune(other, digits(shift=1)[0], epochs=epochs, lr=1e-3, warmup=.02, loss=nn.CrossEntropyLoss(label_smoothing=.1), progress=progress)
+        other, of = train_digits_vit(training, epochs, progress), f"training {training}"
         dense[of] = accuracy(other, test)
         for seed in seeds:
             say("default", seed, one_shot(search(other, digits(seed=seed)[0], seed=seed, progress=progress, **variants["default"]), test), of)

@@ -25,7 +25,7 @@ from .search import search
 BUDGETS = (1., .85, .7, .6, .5, .35, .25, .15)                    # of the parameters
 ORDERS = ("spp", "fisher", "taylor", "magnitude", "random")
 
-# %% ../nbs/19_demo.ipynb #f89e280d
+# %% ../nbs/19_demo.ipynb #1265d30f
 def members(path:SolutionPath,         # an order, attached to the dense model
             epochs:int,                # of fine-tuning
             budgets:tuple[float, ...]=BUDGETS, # fractions of the parameters
@@ -37,7 +37,7 @@ def members(path:SolutionPath,         # an order, attached to the dense model
     for b in budgets:
         small = path.cut(params=b); one_shot = tuned = accuracy(small, test)
         if b < 1:
-            train, _ = digits(shift=1, seed=seed)
+            train, _ = digits(seed=seed)
             finetune(small, train, teacher=path.model, epochs=epochs, lr=1e-3, progress=False)
             tuned = accuracy(small, test)
         rows.append(dict(order=path.info["method"] if path.info["method"] != "clock" else "spp", asked=b, got=small.spp.got["params"], params=params_of(small),

@@ -1,0 +1,35 @@
+"Models and masks that the tests share"
+import pytest
+import timm
+import torch
+from timm.models import VisionTransformer
+
+def randomised(model, seed=0):
+    "All parameters random and large enough that every unit, bias and norm is seen in the output"
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(torch.randn(p.shape, generator=g) * (1.5 / p.shape[-1] ** .5 if p.dim() > 1 else .3) + (1. if "norm" in name and name.endswith("weight") else 0.))
+    return model.eval()
+
+FAMILIES = {
+    "deit_tiny": lambda: timm.create_model("deit_tiny_patch16_224", img_size=64, num_classes=11),
+    "deit_tiny_distilled": lambda: timm.create_model("deit_tiny_distilled_patch16_224", img_size=64, num_classes=11),
+    "vit_no_qkv_bias": lambda: VisionTransformer(img_size=32, patch_size=8, embed_dim=60, depth=3, num_heads=3, qkv_bias=False, num_classes=11),
+    "vit_registers_avg": lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=11, reg_tokens=4, global_pool="avg", init_values=1e-5),
+    "vit_features": lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=0),
+}
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    "(model, an input) for each supported kind of model, small and random"
+    model = randomised(FAMILIES[request.param]())
+    torch.manual_seed(1)
+    return model, torch.randn(2, 3, *model.patch_embed.img_size)
+
+@pytest.fixture
+def small():
+    "A ViT that searches in a second, and batches for it"
+    torch.manual_seed(0)
+    model = randomised(timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, depth=2, embed_dim=32, num_heads=2, num_classes=5))
+    return model, [(torch.randn(8, 3, 16, 16), torch.arange(8) % 5) for _ in range(4)]

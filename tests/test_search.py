@@ -1,0 +1,94 @@
+"Searching: what it needs, what it leaves behind, and what it says when something is wrong"
+import pytest
+import timm
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+from spp import SearchStopped, SolutionPath, find_pairs, finetune, search
+from spp.baselines import baseline
+from spp.data import digits, digits_vit
+from spp.evaluate import accuracy
+from spp.pairs import fingerprint
+from conftest import FAMILIES, randomised
+
+def test_every_family_without_labels(family):
+    model, x = family; before = fingerprint(model), [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()]
+    path = search(model, [x], steps=6)
+    assert path.v.isfinite().all() and path.v.unique().numel() > path.n // 2 and len(path.trace) == 6
+    assert before == (fingerprint(model), [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()])
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert path.cut(params=.6).spp.got["params"] <= .6
+
+def test_the_loss_and_the_seed_matter(small):
+    model, data = small; a = search(model, data, steps=8)
+    assert torch.equal(a.v, search(model, data, steps=8).v)
+    assert not torch.equal(a.v, search(model, data, steps=8, seed=1).v) and not torch.equal(a.v, search(model, data, loss=F.cross_entropy, steps=8).v)
+
+def test_the_clock_is_kept(small):
+    "The mean gate is the budget at each step, whatever the model"
+    model, data = small; path = search(model, data, steps=30); n = torch.tensor([float(p.n) for p in path.pairs])
+    assert torch.allclose(path.trace @ n / n.sum(), torch.tensor(path.history["budget"]), atol=2e-3)
+
+def test_a_search_orders_better_than_the_dense_model_does():
+    "The point of it all, on real data: one seed of results/digits.json, with a shorter run"
+    model, (train, test) = digits_vit(), digits(); path, fisher = search(model, train, steps=200), baseline("fisher", model, train)
+    for kept, least in ((.35, .85), (.25, .7)):
+        ours, theirs = (accuracy(p.cut(units=kept, align=1), test) for p in (path, fisher))
+        assert ours >= least and ours > theirs + .1, (kept, ours, theirs)
+
+def test_two_layers_of_ones_own(small):
+    "Declared MLP pairs are searched and cut without an adapter"
+    from spp import mlp_pair
+    torch.manual_seed(0); net = torch.nn.Sequential(torch.nn.Linear(6, 40), torch.nn.ReLU(), torch.nn.Linear(40, 3)); net.num_classes = 3
+    x = torch.randn(64, 6); path = search(net, [x], steps=20, pairs=[mlp_pair(net, "", "0", "2")])
+    assert path.cut(units=.5)[0].out_features == 16                                  # 20, rounded down to a multiple of 8
+    assert path.cut(units=.5, align=1)[0].out_features == 20
+
+# ---- bad input, each with its text
+
+def test_not_a_transformer():
+    with pytest.raises(TypeError, match="no pairs in ResNet: looked for attention and MLP blocks"): search(timm.create_model("resnet18"), [torch.randn(1, 3, 32, 32)])
+
+def test_empty_and_short_loaders(small):
+    model, data = small; set_ = TensorDataset(*data[0])
+    with pytest.raises(ValueError, match="the data has no batches.*drop_last"): search(model, DataLoader(set_, batch_size=64, drop_last=True), steps=3)
+    with pytest.raises(ValueError, match="ended after 4 of 44 batches and cannot be started again"): search(model, (b for b in data), steps=40, method="plain", alpha=1., nu=1.)
+
+def test_nan(small):
+    model, data = small; bad = [*data, (data[0][0] * float("nan"), data[0][1])]
+    with pytest.raises(SearchStopped, match=r"the loss was nan at step 3 of 20: the search stopped there") as e: search(model, bad, steps=20)
+    assert isinstance(e.value.path, SolutionPath) and e.value.path.info["steps"] == 2 and e.value.path.v.isfinite().all() and len(e.value.path.trace) == 2
+    assert e.value.path.cut(params=.5) is not None
+    with torch.no_grad(): model.head.weight[0, 0] = float("nan")
+    with pytest.raises(SearchStopped, match="not finite before the first step"): search(model, data, steps=20)
+
+def test_nan_in_finetuning(small):
+    model, data = small; want = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ArithmeticError, match="the loss was nan at step 2 of 8: training stopped, and the model is as it was after epoch 0"):
+        finetune(model, [data[0], (data[1][0] * float("nan"), data[1][1])], epochs=4)
+    assert all(torch.equal(v, want[k]) for k, v in model.state_dict().items())
+
+@pytest.mark.parametrize("kw,text", [(dict(steps=0), "`steps` must be a positive"), (dict(method="adam"), "known are clock, plain"), (dict(end=1.5), "`end` must be in"),
+                                     (dict(safety=9.), "`safety` must be in"), (dict(method="plain", nu=-1.), "`nu` must be positive, got -1.0")])
+def test_bad_settings(small, kw, text):
+    with pytest.raises(ValueError, match=text): search(*small, **{"steps": 3, **kw})
+
+def test_a_setting_of_the_other_method(small):
+    with pytest.raises(TypeError, match="kappa"): search(*small, steps=3, kappa=2.)
+
+@pytest.mark.parametrize("budget,text", [
+    (dict(params=0), r"params=0 is no budget: write the fraction .* in \(0, 1\].* Reachable: 0\.\d+ to 1"),
+    (dict(params=-.5), "params=-0.5 is no budget"), (dict(units=float("nan")), "units=nan is no budget"), (dict(params=True), "params=True is no budget"),
+    (dict(params=1.2), r"params=1.2 is neither a fraction in \(0, 1\] nor a possible number of parameters"),
+    (dict(params=10 ** 9), "more than the dense model's"), (dict(params=.01), r"params=0.01 cannot be met: what is not in pairs .* is 0\.\d+ of this model. Reachable: 0\.\d+ to 1"),
+    (dict(speed=.5), "unknown budget 'speed': known are units, params, flops"), ({}, "no budget given: write params=0.5")])
+def test_budgets_that_cannot_be(small, budget, text):
+    model, _ = small; path = SolutionPath(find_pairs(model), torch.rand(sum(p.n for p in find_pairs(model)))).attach(model)
+    with pytest.raises(ValueError, match=text): path.cut(**budget)
+
+def test_a_path_of_another_model(small):
+    model, data = small; path = search(model, data, steps=3)
+    make = lambda name="vit_tiny_patch16_224", **kw: randomised(timm.create_model(name, **{**dict(img_size=16, patch_size=4, depth=2, embed_dim=32, num_heads=2, num_classes=5), **kw}), seed=9)
+    with pytest.raises(ValueError, match=r"searched on vit_tiny_patch16_224 \(384 units\); this model, vit_tiny_patch16_224, has 576. Use the model that was searched"): path.attach(make(depth=3))
+    with pytest.raises(ValueError, match="this model is deit_tiny_patch16_224, with other pairs or another name"): path.attach(make("deit_tiny_patch16_224"))
+    with pytest.raises(ValueError, match="other weights .fingerprint .* Load the weights that were searched, or search again"): path.attach(make())
