@@ -27,7 +27,7 @@ def _write(file:Path, record:dict)->Path:
     with replacing(file) as f: f.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return file
 
-# %% ../nbs/20_bench.ipynb #91bf0179
+# %% ../nbs/20_bench.ipynb #2758c0f0
 KEPT = (.7, .5, .35, .25, .15)
 VARIANTS = {                                   # name → arguments of `search`
     "default": {}, "with labels": dict(loss=F.cross_entropy), "800 steps": dict(steps=800), "200 steps": dict(steps=200), "100 steps": dict(steps=100),
@@ -52,8 +52,7 @@ def digits_orders(out:str|os.PathLike="results",       # folder
                   seeds:tuple[int, ...]=(0, 1, 2),
                   variants:dict[str, dict]=VARIANTS,   # of the search
                   baselines:tuple[str, ...]=("fisher", "taylor", "magnitude", "random"),
-                  trainings:tuple[int, ...]=(0, 2),    # seeds of further dense models, trained here as the embedded one was
-                  epochs:int=300,                      # of each training
+                  trainings:tuple[tuple[int, int], ...]=((0, 300), (2, 300), (1, 100)), # seed and epochs of further dense models, trained here
                   progress:bool=True,
                  )->Path:                              # digits.json
     "One-shot accuracy of every order at every size, for each seed"
@@ -66,15 +65,15 @@ def digits_orders(out:str|os.PathLike="results",       # folder
             say(name, seed, one_shot(path, test))
             if name == "default": say("default, align=8", seed, one_shot(path, test, align=8)); say("default, separate qk and vo", seed, separate(path, test))
         for name in baselines: say(name, seed, one_shot(baseline(name, model, digits(seed=seed)[0], batches=40, seed=seed), test))
-    for training in trainings:
-        other, of = train_digits_vit(training, epochs, progress), f"training {training}"
+    for first, epochs in trainings:
+        other, of = train_digits_vit(first, epochs, progress), f"seed {first}, {epochs} epochs"
         dense[of] = accuracy(other, test)
         for seed in seeds:
             say("default", seed, one_shot(search(other, digits(seed=seed)[0], seed=seed, progress=progress, **variants["default"]), test), of)
             say("fisher", seed, one_shot(baseline("fisher", other, digits(seed=seed)[0], batches=40, seed=seed), test), of)
     told = {k: {a: getattr(b, "__name__", b) for a, b in v.items()} for k, v in variants.items()}
     return _write(Path(out) / "digits.json", dict(dense=dense, parameters=sum(p.numel() for p in model.parameters()), rows=rows,
-                                                  **provenance(list(seeds), time.time() - t, dict(variants=told, trainings=list(trainings), epochs=epochs))))
+                                                  **provenance(list(seeds), time.time() - t, dict(variants=told, trainings=list(trainings)))))
 
 # %% ../nbs/20_bench.ipynb #6aadefa6
 def _cost(model:nn.Module, batches:list, steps:int, loss, every:int)->dict:

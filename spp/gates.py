@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from .pairs import Pair, split_units
 
-# %% ../nbs/05_gates.ipynb #74742e51
+# %% ../nbs/05_gates.ipynb #725d9e9e
 class Gates:
     "The gates of a live model; `set` them, run the model, take `grad`"
     def __init__(self, model:nn.Module, pairs:list[Pair]):
@@ -25,9 +25,9 @@ class Gates:
     @torch.no_grad()
     def set(self, m:Tensor): # gates, shape [n], or [batch, n] for gates per sample
         "Make `m` the gates"
-        rows = m if m.dim() == 2 else m[None]
-        parts = zip(*(split_units(row, self.pairs) for row in rows)) if m.dim() == 2 else ([p] for p in split_units(m, self.pairs))
-        self.parts = [torch.stack(tuple(p)).to(w.device, w.dtype).requires_grad_() for p, w in zip(parts, self.like)]
+        if m.shape[-1] != self.n or m.dim() > 2: split_units(m, self.pairs)       # raises, saying what was expected
+        parts = m.view(-1, self.n).split([p.n for p in self.pairs], dim=1)
+        self.parts = [x.reshape(-1, p.groups, p.size).to(w.device, w.dtype, copy=True).requires_grad_() for x, p, w in zip(parts, self.pairs, self.like)]
 
     def grad(self, loss:Tensor)->Tensor: # float32 or wider, shape [n] or [batch, n]
         "Gradient of the scalar `loss` in the gates, on their device"

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['entry_score', 'SolutionPath']
 
-# %% ../nbs/09_path.ipynb #e1590dc2
+# %% ../nbs/09_path.ipynb #71a8e158
 import math, os
 from dataclasses import asdict, dataclass, field
 from typing import Any
+from fastcore.basics import patch
 import numpy as np, pandas as pd, torch
 from torch import Tensor, nn
 from .budget import Costs, cost_of, params_of, solve, unit_costs
-from .cut import cut, name_of
+from .cut import cut as cut_model, name_of
 from .files import load_tensors, save_tensors
 from .pairs import Pair, adapter_of, find_pairs, fingerprint, split_units
 
@@ -73,16 +74,17 @@ class SolutionPath:
         if self.entered is not None: d["entered"] = self.entered.numpy()
         return pd.DataFrame(d)
 
-# %% ../nbs/09_path.ipynb #fa1e8b8b
+# %% ../nbs/09_path.ipynb #4543da7c
 def _colour(pairs:list[Pair], i:int):
     "One colour per kind, darker with depth"
     from matplotlib import colormaps
     kinds = list(dict.fromkeys(p.kind for p in pairs)); same = [j for j, p in enumerate(pairs) if p.kind == pairs[i].kind]
     return colormaps[("Blues", "Oranges", "Greens", "Purples")[kinds.index(pairs[i].kind) % 4]](.35 + .6 * same.index(i) / max(len(same) - 1, 1))
 
-def _plot(self:SolutionPath,
-          axes=None, # two matplotlib axes; new ones if not given
-         ):          # the axes
+@patch
+def plot(self:SolutionPath,
+         axes=None, # two matplotlib axes; new ones if not given
+        ):          # the axes
     "Mean gates over the search, and widths over the path"
     import matplotlib.pyplot as plt
     if axes is None: _, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
@@ -95,13 +97,13 @@ def _plot(self:SolutionPath,
     axes[0].set(xlabel="step", ylabel="mean gate", title="search", ylim=(0, None)); axes[1].plot([0, 1], [0, 1], color="k", lw=.6, ls=":")
     axes[1].set(xlabel="share of all units kept", ylabel="share of the pair kept", title="path", xlim=(0, 1), ylim=(0, 1)); axes[1].legend(frameon=False)
     return axes
-SolutionPath.plot = _plot
 
-# %% ../nbs/09_path.ipynb #fd5717de
-def _attach(self:SolutionPath,
-            model:nn.Module,         # the model that was searched
-            example:Tensor|None=None,# an input of one sample, to count multiply-accumulates; known families make their own
-           )->SolutionPath:          # itself
+# %% ../nbs/09_path.ipynb #3f8fc797
+@patch
+def attach(self:SolutionPath,
+           model:nn.Module,         # the model that was searched
+           example:Tensor|None=None,# an input of one sample, to count multiply-accumulates; known families make their own
+          )->SolutionPath:          # itself
     "Bind the path to its model; `ValueError` if it is another one"
     names = [name_of(model), self.info.get("model")]; head = f"path was searched on {names[1] or 'another model'} ({self.n} units)"
     a = adapter_of(model); own = find_pairs(model) if a else self.pairs
@@ -113,41 +115,42 @@ def _attach(self:SolutionPath,
     self.model, self.costs = model, unit_costs(model, self.pairs, example)
     return self
 
-def _mask(self:SolutionPath,
-          align:int=8,    # widths are multiples of it; less in narrow heads
-          **budget:float, # `params=`, `flops=`, `units=`: fractions kept, or absolute numbers; all are met
-         )->Tensor:       # bool, shape [n]
+@patch
+def mask(self:SolutionPath,
+         align:int=8,    # widths are multiples of it; less in narrow heads
+         **budget:float, # `params=`, `flops=`, `units=`: fractions kept, or absolute numbers; all are met
+        )->Tensor:       # bool, shape [n]
     "The units of the largest model within the budget; `ValueError` for a budget that cannot be met"
     if self.model is None: raise ValueError("this path has no model yet: write path.attach(model), with the model that was searched")
     return solve(self.score, self.pairs, self.costs, align, **budget)
 
-def _cut(self:SolutionPath,
-         align:int=8,    # as in `mask`
-         **budget:float, # as in `mask`
-        )->nn.Module:    # dense, of the original class; its report is in `.spp`
+@patch
+def cut(self:SolutionPath,
+        align:int=8,    # as in `mask`
+        **budget:float, # as in `mask`
+       )->nn.Module:    # dense, of the original class; its report is in `.spp`
     "A smaller model within the budget, in milliseconds"
-    mask = self.mask(align, **budget); small = cut(self.model, self.pairs, mask)
+    mask = self.mask(align, **budget); small = cut_model(self.model, self.pairs, mask)
     got = {**cost_of(mask, self.pairs, self.costs), "params": params_of(small)}
     small.spp.asked, small.spp.got = dict(budget), {k: got[k] / self.costs.dense[k] for k in got}
     small.spp.path = {k: self.info[k] for k in ("method", "steps", "seed", "settings") if k in self.info}
     return small
 
-SolutionPath.attach, SolutionPath.mask, SolutionPath.cut = _attach, _mask, _cut
-
-# %% ../nbs/09_path.ipynb #7cd3ac12
-def _save(self:SolutionPath,
-          file:str|os.PathLike, # e.g. "deit.path"
-         )->None:
+# %% ../nbs/09_path.ipynb #9dfaab81
+@patch
+def save(self:SolutionPath,
+         file:str|os.PathLike, # e.g. "deit.path"
+        )->None:
     "Write the path to one file"
     tensors = {k: getattr(self, k) for k in ("v", "fisher", "trace", "entered") if getattr(self, k) is not None}
     save_tensors(file, tensors, dict(kind="a solution path", pairs=[asdict(p) for p in self.pairs], history=self.history, info=self.info))
 
-def _load(file:str|os.PathLike,      # what `save` wrote
-          model:nn.Module|None=None, # the model that was searched, to cut it
-         )->SolutionPath:
+@patch(cls_method=True)
+def load(cls:SolutionPath,
+         file:str|os.PathLike,      # what `save` wrote
+         model:nn.Module|None=None, # the model that was searched, to cut it
+        )->SolutionPath:
     "Read a path; `ValueError` if the file is damaged, or the model another one"
     tensors, h = load_tensors(file, "a solution path")
-    path = SolutionPath([Pair(**p) for p in h["pairs"]], **tensors, history=h["history"], info=h["info"])
+    path = cls([Pair(**p) for p in h["pairs"]], **tensors, history=h["history"], info=h["info"])
     return path if model is None else path.attach(model)
-
-SolutionPath.save, SolutionPath.load = _save, staticmethod(_load)

@@ -167,7 +167,7 @@ class Plain:
 
 METHODS = {"clock": Clock, "plain": Plain}
 
-# %% ../nbs/10_search.ipynb #4e51216a
+# %% ../nbs/10_search.ipynb #f8e14411
 def search(model:nn.Module,      # a pretrained transformer; left as it was
            data:Iterable,        # batches of inputs or of (inputs, targets), e.g. a DataLoader
            loss:Callable[[Tensor, Tensor], Tensor]|None=None, # `loss(output, targets)`; None: without labels, stay close to the dense model
@@ -207,6 +207,7 @@ def search(model:nn.Module,      # a pretrained transformer; left as it was
         else: k = steps
     if k < steps:
         info["steps"] = k
-        raise SearchStopped(f"the loss was {now['loss']:g} at step {k + 1} of {steps}: the search stopped there. The path of the {k} steps before is in this error's `path`. "
+        what = f"the loss was {now['loss']:g}" if not math.isfinite(now["loss"]) else f"the loss was {now['loss']:g} but its gradient was not finite"
+        raise SearchStopped(f"{what} at step {k + 1} of {steps}: the search stopped there. The path of the {k} steps before is in this error's `path`. "
                             "Look for inputs that are not finite, lower the precision's demands (float32), or lower `safety`.", path())
     return path()
