@@ -27,7 +27,7 @@ def _write(file:Path, record:dict)->Path:
     with replacing(file) as f: f.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return file
 
-# %% ../nbs/20_bench.ipynb #2758c0f0
+# %% ../nbs/20_bench.ipynb #d2d16946
 KEPT = (.7, .5, .35, .25, .15)
 VARIANTS = {                                   # name → arguments of `search`
     "default": {}, "with labels": dict(loss=F.cross_entropy), "800 steps": dict(steps=800), "200 steps": dict(steps=200), "100 steps": dict(steps=100),
@@ -52,7 +52,7 @@ def digits_orders(out:str|os.PathLike="results",       # folder
                   seeds:tuple[int, ...]=(0, 1, 2),
                   variants:dict[str, dict]=VARIANTS,   # of the search
                   baselines:tuple[str, ...]=("fisher", "taylor", "magnitude", "random"),
-                  trainings:tuple[tuple[int, int], ...]=((0, 300), (2, 300), (1, 100)), # seed and epochs of further dense models, trained here
+                  trainings:tuple[tuple[int, int], ...]=((0, 200), (1, 60)), # seed and epochs of further dense models, trained here
                   progress:bool=True,
                  )->Path:                              # digits.json
     "One-shot accuracy of every order at every size, for each seed"

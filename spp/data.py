@@ -48,16 +48,16 @@ def digits_vit(pretrained:bool=True, # with the weights in the package; or new o
             if name == "pos_embed": nn.init.normal_(w, std=.5)
     return model.to(device).eval()
 
-# %% ../nbs/14_data.ipynb #5cc1244a
+# %% ../nbs/14_data.ipynb #b0f20f21
 def train_digits_vit(seed:int=1,       # of the new weights; 1 made the ones in the package
-                     epochs:int=300,   # passes over the training digits
+                     epochs:int=200,   # passes over the training digits
                      progress:bool=True,
-                    )->nn.Module:      # in evaluation mode
+                    )->nn.Module:      # in single precision, in evaluation mode
     "A newly trained ViT for `digits`"
-    model, (train, _) = digits_vit(pretrained=False, seed=seed).train(), digits(shift=1)
+    model, (train, _) = digits_vit(pretrained=False, seed=seed).double().train(), digits(shift=1)
     opt = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=.05)
     plan = torch.optim.lr_scheduler.CosineAnnealingLR(opt, epochs * len(train))
     for _ in tqdm(range(epochs), desc="train", leave=False, **{} if progress else {"disable": True}):
         for x, y in train:
-            opt.zero_grad(); F.cross_entropy(model(x), y, label_smoothing=.1).backward(); opt.step(); plan.step()
-    return model.eval()
+            opt.zero_grad(); F.cross_entropy(model(x.double()), y, label_smoothing=.1).backward(); opt.step(); plan.step()
+    return model.float().eval()
