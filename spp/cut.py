@@ -6,16 +6,15 @@
 __all__ = ['KIND', 'Cut', 'name_of', 'cut', 'save', 'load']
 
 # %% ../nbs/08_cut.ipynb #d4d130e3
-import copy, json
+import copy, json, os
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
-import os
 import torch
 from torch import Tensor, nn
 from .budget import params_of
 from .files import claim, load_tensors, replacing, save_tensors
-from .pairs import Pair, adapter_of, find_pairs, fingerprint, sites, split_units
+from .pairs import ADAPTERS, Pair, adapter_of, find_pairs, fingerprint, sites, split_units
 
 # %% ../nbs/08_cut.ipynb #72706f39
 @dataclass
@@ -76,9 +75,8 @@ def _structure(model:nn.Module)->dict[str, str]:
 
 def _rebuild(build:dict, widths:dict[str, dict[str, int]])->nn.Module:
     "The structure of a cut model on the meta device"
-    if build.get("library") != "timm": raise TypeError(f"spp can rebuild models of timm; this description is of {build.get('library', 'an unknown library')}")
-    from spp.arch import timm as adapter
-    model = adapter.build(build); pairs = find_pairs(model)
+    if build.get("library") not in ADAPTERS: raise TypeError(f"spp can rebuild models of {', '.join(ADAPTERS)}; this description is of {build.get('library', 'an unknown library')}")
+    adapter = import_module(ADAPTERS[build["library"]]); model = adapter.build(build); pairs = find_pairs(model)
     for site, at in sites(pairs).items():
         if site in widths: adapter.resize(model, [pairs[i] for i in at], widths[site])
     return model
@@ -87,7 +85,7 @@ def save(model:nn.Module,          # a cut model, or a dense one of a known fami
          folder:str|os.PathLike,   # new, or one that `save` wrote before (it is replaced)
         )->Path:
     "Write `model` to `folder`; `TypeError` if it could not be loaded again, `FileExistsError` if the folder holds something else"
-    folder, info, a = claim(folder, "spp.json", KIND), getattr(model, "spp", None), adapter_of(model)
+    folder, info, a = claim(folder, ("spp.json", "model.safetensors"), KIND), getattr(model, "spp", None), adapter_of(model)
     if not (info and info.build) and a is None:
         raise TypeError(f"spp cannot describe how a {type(model).__name__} is made, so it could not be loaded again. Save its state_dict() with safetensors.")
     build = info.build if info else a.describe(model); widths = info.widths if info else {}

@@ -8,6 +8,7 @@ __all__ = ['replacing', 'claim', 'save_tensors', 'load_tensors']
 # %% ../nbs/07_files.ipynb #e61f515b
 import hashlib, json, os, shutil, tempfile
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Iterator
 from safetensors import SafetensorError, safe_open
@@ -33,14 +34,17 @@ def replacing(path:str|os.PathLike # the final place, of a file or a folder
 
 # %% ../nbs/07_files.ipynb #2b834116
 def claim(folder:str|os.PathLike, # a folder to be written
-          mark:str,               # file that says an earlier run of the same kind wrote it
+          parts:tuple[str, ...],  # names, or patterns of names, of all that such a folder may hold; the first is always in it
           what:str,               # what is being written, for the error
          )->Path:
-    "`folder`, if it is free or holds an earlier result of the same kind; `FileExistsError` otherwise"
+    "`folder`, if it is free or holds an earlier result of the same kind and nothing else; `FileExistsError` otherwise"
     folder = Path(folder)
-    if not folder.exists() or (folder.is_dir() and ((folder / mark).exists() or not any(folder.iterdir()))): return folder
-    held = "is a file" if not folder.is_dir() else "holds " + ", ".join(sorted(p.name for p in folder.iterdir())[:3])
-    raise FileExistsError(f"{folder} exists and {held}, not {what}. Name another folder, or remove this one.")
+    if not folder.exists(): return folder
+    if not folder.is_dir(): raise FileExistsError(f"{folder} exists and is a file, not a folder for {what}. Name another folder.")
+    held = sorted(p.name for p in folder.iterdir())
+    other = [name for name in held if not any(fnmatchcase(name, part) for part in parts)] if parts[0] in held else held
+    if other: raise FileExistsError(f"{folder} exists and holds {', '.join(other[:3])}, not {what}. Name another folder, or move that away.")
+    return folder
 
 # %% ../nbs/07_files.ipynb #3185d914
 def _seal(header:str, tensors:dict[str, Tensor])->str:

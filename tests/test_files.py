@@ -62,6 +62,9 @@ def test_foreign_folder(small, tmp_path):
     with pytest.raises(FileExistsError, match="holds notes.txt, not a model saved by spp"): save(model, tmp_path / "x")
     assert (tmp_path / "x" / "notes.txt").read_text() == "mine"
     with pytest.raises(FileExistsError, match="is a file"): save(model, tmp_path / "x" / "notes.txt")
+    save(model, tmp_path / "m"); (tmp_path / "m" / "notes.txt").write_text("mine")                # ours, with a file of somebody's in it
+    with pytest.raises(FileExistsError, match="holds notes.txt"): save(model, tmp_path / "m")
+    assert (tmp_path / "m" / "notes.txt").read_text() == "mine"
 
 def test_a_failed_save_leaves_the_old_one(small, tmp_path, monkeypatch):
     model, data = small; save(model, tmp_path / "m"); x = data[0][0]; want = model(x)
