@@ -34,6 +34,8 @@ def execute(path: Path, store: bool) -> None:
         return flags.get("eval:", [""])[0].lower() == "false" or bool(skip & flags.keys())
     os.chdir(path.parent)
     sys.path.insert(0, str(ROOT))
+    for cell in run.cells:
+        if cell.cell_type == "code": cell.outputs = []       # a cell that prints nothing would keep what it printed before
     shell = CaptureShell(path, mpl_format="png")
     try: shell.run_all(run, exc_stop=True, preproc=skipped)
     except Exception:

@@ -56,16 +56,17 @@ def show(table:pd.DataFrame # the rows of one order
                          "one-shot": table.one_shot.map(pct), "fine-tuned": table.fine_tuned.map(pct)}).to_string(index=False)
 
 def plot_accuracy(table:pd.DataFrame, # rows of all orders
-                  ax=None):
-    "Accuracy against parameters: fine-tuned as lines, one-shot dotted"
+                  axes=None): # two matplotlib axes; new ones if not given
+    "Accuracy against parameters, as cut and after fine-tuning (each on a scale of its own)"
     import matplotlib.pyplot as plt
-    if ax is None: _, ax = plt.subplots(figsize=(6.5, 4), layout="constrained")
+    if axes is None: _, axes = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for i, (order, t) in enumerate(table.groupby("order", sort=False)):
-        style = dict(color=f"C{i}", lw=2.2 if order == "spp" else 1.1, marker="o", ms=4 if order == "spp" else 3)
-        ax.plot(t.got, t.fine_tuned, label=order, **style); ax.plot(t.got, t.one_shot, ls=":", **{**style, "marker": None})
-    ax.plot([], [], color="k", label="fine-tuned"); ax.plot([], [], color="k", ls=":", label="one-shot")
-    ax.set(xlabel="parameters, fraction of the dense model", ylabel="accuracy on 500 held-out digits", title="digits ViT: one search against other orders"); ax.legend(frameon=False, ncol=2)
-    return ax
+        style = dict(color=f"C{i}", lw=2.2 if order == "spp" else 1.1, marker="o", ms=4 if order == "spp" else 3, label=order)
+        axes[0].plot(t.got, t.one_shot, **style); axes[1].plot(t.got, t.fine_tuned, **style)
+    for ax, title in zip(axes, ("as cut, nothing trained", "after the same fine-tuning")):
+        ax.set(xlabel="parameters, fraction of the dense model", ylabel="accuracy", title=title)
+    axes[0].set_ylim(0, 1); axes[1].legend(frameon=False)
+    return axes
 
 def plot_widths(models:list[nn.Module], ax=None):
     "What each member keeps of each layer"
@@ -98,7 +99,7 @@ def _save_pictures(folder:Path, table:pd.DataFrame, models:list[nn.Module])->Non
     "accuracy.png, widths.png and path.png"
     import matplotlib.pyplot as plt
     path = SolutionPath.load(folder / "digits.path")
-    for name, ax in (("accuracy", plot_accuracy(table)), ("widths", plot_widths(models)), ("path", path.plot()[0])):
+    for name, ax in (("accuracy", plot_accuracy(table)[0]), ("widths", plot_widths(models)), ("path", path.plot()[0])):
         ax.figure.savefig(folder / f"{name}.png", dpi=150); plt.close(ax.figure)
 
 def demo(out:str|os.PathLike="runs/demo", # folder for everything
