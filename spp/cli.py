@@ -6,6 +6,7 @@
 __all__ = ['app', 'demo', 'show', 'bench', 'main']
 
 # %% ../nbs/21_cli.ipynb #14f408b3
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 import typer
@@ -29,6 +30,12 @@ def _told(f):
     try: return f()
     except (ValueError, TypeError, OSError, ArithmeticError) as e:
         typer.echo(f"spp: {e}", err=True); raise typer.Exit(1)
+
+def _version(wanted:bool):
+    if wanted: typer.echo(f"spp {version('spp')}"); raise typer.Exit()
+
+@app.callback()
+def _top(version:Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and exit")]=False): pass
 
 @app.command()
 def demo(out:Annotated[Path, typer.Option(help="folder for table, pictures, path and models")]=Path("runs/demo"),
