@@ -1,24 +1,8 @@
-"Models and masks that the tests share"
+"Models and batches that the tests share"
 import pytest
 import timm
 import torch
-from timm.models import VisionTransformer
-
-def randomised(model, seed=0):
-    "All parameters random and large enough that every unit, bias and norm is seen in the output"
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(torch.randn(p.shape, generator=g) * (1.5 / p.shape[-1] ** .5 if p.dim() > 1 else .3) + (1. if "norm" in name and name.endswith("weight") else 0.))
-    return model.eval()
-
-FAMILIES = {
-    "deit_tiny": lambda: timm.create_model("deit_tiny_patch16_224", img_size=64, num_classes=11),
-    "deit_tiny_distilled": lambda: timm.create_model("deit_tiny_distilled_patch16_224", img_size=64, num_classes=11),
-    "vit_no_qkv_bias": lambda: VisionTransformer(img_size=32, patch_size=8, embed_dim=60, depth=3, num_heads=3, qkv_bias=False, num_classes=11),
-    "vit_registers_avg": lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=11, reg_tokens=4, global_pool="avg", init_values=1e-5),
-    "vit_features": lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=0),
-}
+from families import FAMILIES, randomised
 
 @pytest.fixture(params=FAMILIES)
 def family(request):

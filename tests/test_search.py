@@ -9,7 +9,7 @@ from spp.baselines import baseline
 from spp.data import digits, digits_vit
 from spp.evaluate import accuracy
 from spp.pairs import fingerprint
-from conftest import FAMILIES, randomised
+from families import randomised
 
 def test_every_family_without_labels(family):
     model, x = family; before = fingerprint(model), [p.requires_grad for p in model.parameters()], [m.training for m in model.modules()]
