@@ -1,8 +1,7 @@
 "Models and batches that the tests share"
 import pytest
-import timm
 import torch
-from families import FAMILIES, randomised
+from families import FAMILIES, randomised, small_vit
 
 @pytest.fixture(params=FAMILIES)
 def family(request):
@@ -14,6 +13,4 @@ def family(request):
 @pytest.fixture
 def small():
     "A ViT that searches in a second, and batches for it"
-    torch.manual_seed(0)
-    model = randomised(timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, depth=2, embed_dim=32, num_heads=2, num_classes=5))
-    return model, [(torch.randn(8, 3, 16, 16), torch.arange(8) % 5) for _ in range(4)]
+    return small_vit()

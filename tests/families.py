@@ -18,3 +18,9 @@ FAMILIES = {
     "vit_registers_avg": lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=11, reg_tokens=4, global_pool="avg", init_values=1e-5),
     "vit_features": lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=0),
 }
+
+def small_vit():
+    "A ViT of 384 units, and four batches of 8 images and labels"
+    torch.manual_seed(0)
+    model = randomised(timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, depth=2, embed_dim=32, num_heads=2, num_classes=5))
+    return model, [(torch.randn(8, 3, 16, 16), torch.arange(8) % 5) for _ in range(4)]

@@ -1,4 +1,8 @@
 "Searching: what it needs, what it leaves behind, and what it says when something is wrong"
+import signal
+import subprocess
+import sys
+from pathlib import Path
 import pytest
 import timm
 import torch
@@ -43,6 +47,70 @@ def test_two_layers_of_ones_own(small):
     x = torch.randn(64, 6); path = search(net, [x], steps=20, pairs=[mlp_pair(net, "", "0", "2")])
     assert path.cut(units=.5)[0].out_features == 16                                  # 20, rounded down to a multiple of 8
     assert path.cut(units=.5, align=1)[0].out_features == 20
+
+# ---- across processes
+
+RUN = """
+import os, signal, sys, timm, torch
+from torch.utils.data import DataLoader, TensorDataset
+from spp import search
+sys.path.insert(0, TESTS)
+from families import small_vit
+
+class Mortal:                                   # a loader that kills its process, as a cluster does, when it is asked for batch `dies`
+    def __init__(self, loader, dies): self.loader, self.left, self.generator = loader, dies, loader.generator
+    def __iter__(self):
+        for batch in self.loader:
+            if self.left == 0: os.kill(os.getpid(), signal.SIGKILL)
+            self.left -= 1; yield batch
+
+out, checkpoint, dies = sys.argv[1], sys.argv[2] or None, int(sys.argv[3])
+model, batches = small_vit()
+images = torch.cat([x for x, _ in batches])
+loader = DataLoader(TensorDataset(images), 8, shuffle=True, generator=torch.Generator().manual_seed(3))
+search(model, Mortal(loader, dies), steps=70, method=sys.argv[4], checkpoint=checkpoint).save(out)
+"""
+TESTS = f"TESTS = {str(Path(__file__).parent)!r}\n"
+def python(code, *args, launch=()): return subprocess.run([sys.executable, *launch, code, *map(str, args)], capture_output=True, text=True)
+
+@pytest.mark.parametrize("method", ["clock", "plain"])
+def test_resume_after_kill(tmp_path, method):
+    "Killed with SIGKILL before the first checkpoint, between two, and right after one, the run ends at the same bits"
+    script = tmp_path / "run.py"; script.write_text(TESTS + RUN)
+    want, got, kept = tmp_path / "want.path", tmp_path / "got.path", tmp_path / "run"
+    assert python(script, want, "", -1, method).returncode == 0
+    for dies in (20, 7 + 40, 7 + 50): assert python(script, got, kept, dies, method).returncode == -signal.SIGKILL and not got.exists()
+    assert kept.exists() and python(script, got, kept, -1, method).returncode == 0
+    a, b = SolutionPath.load(want), SolutionPath.load(got)
+    assert torch.equal(a.v, b.v) and torch.equal(a.trace, b.trace) and a.history == b.history and torch.equal(a.score, b.score)
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []                  # no half-written file is left behind by the runs that ended
+
+PARALLEL = """
+import sys, torch, torch.distributed as dist
+from spp import search
+sys.path.insert(0, TESTS)
+from families import small_vit
+out, method = sys.argv[1:]
+if dist.is_torchelastic_launched(): dist.init_process_group("gloo")
+rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+model, batches = small_vit(); model.double()
+pairs = [(torch.cat([a[0], b[0]]).double(), torch.cat([a[1], b[1]])) for a, b in zip(batches, batches[1:] + batches[:1])]   # double batches …
+mine = [tuple(x.chunk(world)[rank] for x in batch) for batch in pairs]                                                        # … and this process' part
+path = search(model, mine, steps=40, method=method, loss=torch.nn.functional.cross_entropy if method == "plain" else None)
+if rank == 0: path.save(out)
+if dist.is_initialized(): dist.destroy_process_group()
+"""
+
+@pytest.mark.parametrize("method", ["clock", "plain"])
+def test_distributed_is_the_doubled_batch(tmp_path, method):
+    "Two processes on halves of each batch find the path of one process on the whole; weights in float64, gates in float32"
+    script = tmp_path / "run.py"; script.write_text(TESTS + PARALLEL)
+    one, two = tmp_path / "one.path", tmp_path / "two.path"
+    assert (r := python(script, one, method)).returncode == 0, r.stderr
+    assert (r := python(script, two, method, launch=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))).returncode == 0, r.stderr
+    a, b = SolutionPath.load(one), SolutionPath.load(two)
+    assert (a.fisher - b.fisher).abs().max() <= 1e-6 * a.fisher.max() and (a.v - b.v).abs().max() <= 1e-4 * a.v.abs().max()
+    assert b.info["processes"] == 2
 
 # ---- bad input, each with its text
 
