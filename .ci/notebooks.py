@@ -1,6 +1,7 @@
 """Work on the notebooks without a notebook server.
 
     python .ci/notebooks.py run [NOTEBOOK…]     execute in place and store the outputs (all of nbs/ when none is named)
+    python .ci/notebooks.py run --slow NOTEBOOK the same with its cells marked `#| slow`, whose outputs stay as they are otherwise
     python .ci/notebooks.py test NOTEBOOK       execute one, write nothing
     python .ci/notebooks.py readme              write README.md and its pictures from nbs/index.ipynb
     python .ci/notebooks.py check               exit 1 unless spp/, nbs/ and README.md are in step
@@ -21,13 +22,13 @@ def notebooks() -> list[Path]:
     "Every notebook of the project, in reading order"
     return sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 
-def execute(path: Path, store: bool) -> None:
-    "Execute `path` as `nbdev_test` would (its skip flags hold) and keep the outputs if `store`"
+def execute(path: Path, store: bool, slow: bool = False) -> None:
+    "Execute `path` as `nbdev_test` would (its skip flags hold, but for `slow` if that is asked for) and keep the outputs if `store`"
     from execnb.nbio import read_nb, write_nb
     from execnb.shell import CaptureShell
     from nbdev.config import get_config
     from nbdev.process import NBProcessor
-    skip, source, run = set(get_config().tst_flags.split()), read_nb(path), NBProcessor(path, process=True).nb
+    skip, source, run = set(get_config().tst_flags.split()) - ({"slow"} if slow else set()), read_nb(path), NBProcessor(path, process=True).nb
     def skipped(cell):
         if cell.cell_type != "code": return True
         flags = getattr(cell, "directives_", None) or {}
@@ -89,8 +90,8 @@ def write(file: Path, content: bytes) -> None:
     os.chmod(f.name, 0o644); os.replace(f.name, file)
 
 if __name__ == "__main__":
-    what, names = (sys.argv[1:2] or ["help"])[0], [Path(a).resolve() for a in sys.argv[2:]]
-    if what == "run" and len(names) == 1 or what == "test": execute(names[0], store=what == "run")
+    what, slow, names = (sys.argv[1:2] or ["help"])[0], "--slow" in sys.argv, [Path(a).resolve() for a in sys.argv[2:] if a != "--slow"]
+    if what == "run" and len(names) == 1 or what == "test": execute(names[0], what == "run", slow)
     elif what == "run":
         for p in names or notebooks():                       # a process each: no notebook sees another's state
             t = time.time()
