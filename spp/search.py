@@ -140,7 +140,9 @@ class Clock:
     def step(self, s:dict, problem:Problem, h:Tensor, k:int, steps:int)->tuple[dict, dict]: # the state after step `k`, and what to log
         "Bound, gradient, coupling, dual"
         floor = h.mean().clamp(min=1e-30); p = 1 / (h + floor) if self.metric else (1 / (2 * floor)).expand(len(h))
-        if k % self.every == 0: s["curvature"], s["u"] = curvature(problem.grad, s["m"], p, s["u"], iters=self.iters if k else 4)
+        if k % self.every == 0:
+            lip, u = curvature(problem.grad, s["m"], p, s["u"], iters=self.iters if k else 4)
+            s = {**s, "curvature": lip, "u": u}
         c, budget = self.safety / max(s["curvature"], 1e-9), clock((k + 1) / steps, self.end)
         loss, grad = problem(s["m"]); b = self.momentum * s["b"] + grad
         m, rate = couple(s["m"] - c * p * b, c * p, budget); w = self.warm * budget
@@ -263,7 +265,7 @@ def search(model:nn.Module,      # a pretrained transformer; left as it was
         problem = Problem(model, gates, loss); off = {} if progress and rank == 0 else {"disable": True}   # else TQDM_DISABLE decides
         with tqdm(total=steps, initial=run.k, desc="search", leave=False, **off) as bar:
             for x, y in batches:
-                state, log = how.step(dict(run.state), problem.batch(x, y), run.h, run.k, steps)
+                state, log = how.step(run.state, problem.batch(x, y), run.h, run.k, steps)
                 if not math.isfinite(log["loss"]): stopped = f"the loss was {log['loss']:g}"; break
                 if not state["m"].isfinite().all(): stopped = f"the loss was {log['loss']:g} but its gradient was not finite"; break
                 run.took(state, log, pairs)
