@@ -7,15 +7,15 @@ __all__ = ['magnitude', 'taylor', 'baseline']
 
 # %% ../nbs/16_baselines.ipynb #caa76d64
 from importlib import import_module
-from typing import Iterable
+from typing import Any, Callable, Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .cut import name_of
 from .gates import gated
 from .pairs import Pair, find_pairs, fingerprint
+from .objective import Problem, fisher, stream
 from .path import SolutionPath
-from .search import fisher, stream
 
 # %% ../nbs/16_baselines.ipynb #a02d62b4
 def magnitude(model:nn.Module, pairs:list[Pair])->Tensor: # shape [n]
@@ -25,24 +25,28 @@ def magnitude(model:nn.Module, pairs:list[Pair])->Tensor: # shape [n]
 
 def taylor(model:nn.Module, pairs:list[Pair],
            data:Iterable, # pairs of inputs and labels
+           loss:Callable[[Tensor, Tensor], Tensor]=F.cross_entropy, # of output and labels
           )->Tensor:      # shape [n]
-    "First-order change of the cross-entropy when a unit is removed: mean absolute gate gradient over batches"
-    with gated(model, pairs) as g: grads = [g.grad(F.cross_entropy(model(x), y)).abs() for x, y in data]
-    return torch.stack(grads).mean(0)
+    "First-order change of the loss when a unit is removed: mean absolute gate gradient over batches"
+    with gated(model, pairs) as g:
+        problem, one = Problem(model, g, loss), torch.ones(g.n)
+        return torch.stack([problem.batch(x, y).grad(one).abs() for x, y in data]).mean(0)
 
 def baseline(method:str,          # "random", "magnitude", "taylor" or "fisher"
              model:nn.Module,
              data:Iterable|None=None, # a DataLoader; for `taylor` and `fisher`
              batches:int=20,      # of `data` that are looked at
              seed:int=0,          # of `random`, and of the labels that `fisher` draws
+             loss:Callable[[Tensor, Tensor], Tensor]=F.cross_entropy, # of output and labels, for `taylor`
+             read:Callable[[Any, Any], Tensor]|None=None, # features that matter, for `fisher`: see `spp.objective.answer`
             )->SolutionPath:      # attached to `model`
     "The units of `model` in the order of a score at the dense model"
     pairs, gen, device = find_pairs(model), torch.Generator().manual_seed(seed), next(model.parameters()).device
     some = lambda: stream(data, batches, device)
     if method == "random": v = torch.rand(sum(p.n for p in pairs), generator=gen)
     elif method == "magnitude": v = magnitude(model, pairs)
-    elif method == "taylor": v = taylor(model, pairs, some())
+    elif method == "taylor": v = taylor(model, pairs, some(), loss)
     elif method == "fisher":
-        with gated(model, pairs) as g: v = fisher(model, g, some(), gen)
+        with gated(model, pairs) as g: v = fisher(Problem(model, g, read=read), some(), gen)
     else: raise ValueError(f"unknown method {method!r}: known are random, magnitude, taylor, fisher")
     return SolutionPath(pairs, v.float().cpu(), info=dict(model=name_of(model), fingerprint=fingerprint(model), method=method, seed=seed)).attach(model)

@@ -46,9 +46,9 @@ def unit_costs(model:nn.Module,  # the dense model
     dense = {"units": sum(p.n for p in pairs), "params": params_of(model)}
     unit = {"units": [1] * len(pairs), "params": [p.params for p in pairs]}
     if x is None: return Costs(dense, unit)
-    seen = {}                                     # pair → (tokens in all, tokens attended by each)
-    def look(i, p, y): seen[i] = (y.numel() // p.n, y.shape[-2] if p.attends else 0)
-    hooks = [model.get_submodule(p.gate).register_forward_hook(lambda _, args, y, i=i, p=p: look(i, p, args[0])) for i, p in enumerate(pairs)]
+    seen = {}                                     # pair → (tokens in all, what each costs for those it attends to)
+    def look(i, p, y): seen[i] = (y.numel() // p.n, p.attended * y.shape[-2])
+    hooks = [model.get_submodule(p.gate).register_forward_hook(lambda _, args, y, i=i, p=p: look(i, p, args[0] if p.side == "in" else y)) for i, p in enumerate(pairs)]
     try: dense["flops"] = macs_of(model, x)
     finally:
         for h in hooks: h.remove()

@@ -12,7 +12,7 @@ from statistics import median
 from typing import Iterable
 import torch, spp
 from torch import Tensor, nn
-from .search import stream
+from .objective import answer, stream
 
 # %% ../nbs/15_evaluate.ipynb #ee1a4234
 @torch.no_grad()
@@ -21,7 +21,7 @@ def accuracy(model:nn.Module, # a classifier
             )->float:         # in [0, 1]
     "Share of the samples whose largest score is at their label"
     mode, right, n = model.training, 0, 0; model.eval()
-    for x, y in stream(data, len(data) or 1, next(model.parameters()).device): right += (model(x).argmax(-1) == y).sum().item(); n += len(y)
+    for x, y in stream(data, len(data) or 1, next(model.parameters()).device): right += (answer(model, x).out.argmax(-1) == y).sum().item(); n += len(y)
     model.train(mode)
     return right / n
 

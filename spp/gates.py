@@ -29,9 +29,12 @@ class Gates:
         parts = m.view(-1, self.n).split([p.n for p in self.pairs], dim=1)
         self.parts = [x.reshape(-1, p.groups, p.size).to(w.device, w.dtype, copy=True).requires_grad_() for x, p, w in zip(parts, self.pairs, self.like)]
 
-    def grad(self, loss:Tensor)->Tensor: # float32 or wider, shape [n] or [batch, n]
-        "Gradient of the scalar `loss` in the gates, on their device"
-        g = [x.flatten(1) for x in torch.autograd.grad(loss, self.parts)]
+    def grad(self,
+             loss:Tensor,      # scalar
+             keep:bool=False,  # will there be another gradient of the same answer?
+            )->Tensor:         # float32 or wider, shape [n] or [batch, n]
+        "Gradient of `loss` in the gates, on their device"
+        g = [x.flatten(1) for x in torch.autograd.grad(loss, self.parts, retain_graph=keep)]
         g = torch.cat([x.to(g[0].device) for x in g], 1)
         return (g if g.dtype == torch.float64 else g.float())[0 if len(g) == 1 else slice(None)]
 
@@ -41,13 +44,17 @@ class Gates:
 
 # %% ../nbs/05_gates.ipynb #7bd7aa88
 def _hook(gates:Gates, i:int, module:nn.Module)->torch.utils.hooks.RemovableHandle:
-    "Multiply what goes into (`in`) or comes out of (`heads`) `module` by the gates of pair `i`, shape [1 or batch, groups, size]"
+    "Multiply what goes into (`in`) or comes out of (`out`, `heads`) `module` by the gates of pair `i`, shape [1 or batch, groups, size]"
     def before(_, args):
         if gates.parts is None: return None
-        g, x = gates.parts[i].flatten(1), args[0]
-        return (x * g.view(len(g), *(1,) * (x.dim() - 2), -1), *args[1:])
-    def after(_, args, y): return None if gates.parts is None else y * gates.parts[i].unsqueeze(-2)
-    return module.register_forward_pre_hook(before) if gates.pairs[i].side == "in" else module.register_forward_hook(after)
+        return (args[0] * flat(args[0]), *args[1:])
+    def flat(x):
+        g = gates.parts[i].flatten(1)
+        if len(g) > 1: g = g.repeat_interleave(len(x) // len(g), 0)      # some models flatten samples and tokens into one axis
+        return g.view(len(g), *(1,) * (x.dim() - 2), -1)
+    def after(_, args, y): return None if gates.parts is None else y * (gates.parts[i].unsqueeze(-2) if side == "heads" else flat(y))
+    side = gates.pairs[i].side
+    return module.register_forward_pre_hook(before) if side == "in" else module.register_forward_hook(after)
 
 @contextmanager
 def gated(model:nn.Module,      # any model

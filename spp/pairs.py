@@ -19,7 +19,7 @@ from torch import Tensor, nn
 class Pair:
     "Two linear maps that share an inner dimension of `groups · size` units"
     block:str          # where it lives, e.g. "blocks.3"
-    kind:str           # "qk", "vo" or "mlp"
+    kind:str           # "qk", "vo", "mlp" or "glu"
     first:str          # name of the map that makes the units …
     second:str         # … and of the one that consumes them (for `qk`: the other factor)
     groups:int         # heads; 1 for an MLP
@@ -28,13 +28,12 @@ class Pair:
     weights:int        # of those, matrix entries
     site:str           # module that is rebuilt when the pair is cut, e.g. "blocks.3.attn"
     gate:str           # module at which the gate multiplies, e.g. "blocks.3.attn.proj"
-    side:str="in"      # "in": the last axis of its input; "heads": its output, of shape [batch, heads, tokens, size]
+    side:str="in"      # "in": the last axis of its input; "out": of its output; "heads": its output, of shape [batch, heads, tokens, size]
+    attended:int=0     # multiply-accumulates of one unit for each token and token attended to
     adapter:str="pairs"# module of `spp` that cuts it
 
     @property
     def n(self)->int: "Number of units"; return self.groups * self.size
-    @property
-    def attends(self)->bool: "Does a unit cost something per pair of tokens?"; return self.kind in ("qk", "vo")
     def __repr__(self):
         heads = f" in {self.groups} heads" if self.groups > 1 else ""
         return f"{self.kind} {self.block}: {self.first} → {self.second}, {self.n} units{heads} of {self.params} parameters"
@@ -56,7 +55,7 @@ def sites(pairs:list[Pair])->dict[str, list[int]]: # site → positions of its p
     return out
 
 # %% ../nbs/01_pairs.ipynb #0698cebc
-ADAPTERS = {"timm": "spp.arch.timm"}  # top-level package of a model's class, or of a base class → adapter
+ADAPTERS = {"timm": "spp.arch.timm", "transformers": "spp.arch.hf"}  # top-level package of a model's class, or of a base class → adapter
 
 def adapter_of(model:nn.Module)->ModuleType|None:
     "The adapter that knows `model`, by the packages its class derives from"
@@ -73,8 +72,8 @@ def find_pairs(model:nn.Module,      # a transformer of a known family
     if verbose: print(*(f"left alone: {k}: {why}" for k, why in skipped.items()), sep="\n")
     if pairs: return pairs
     why = "".join(f"\n  {k}: {why}" for k, why in skipped.items())
-    raise TypeError(f"no pairs in {type(model).__name__}: looked for attention and MLP blocks of timm's vision transformers (ViT, DeiT).{why}\n"
-                    "  Pass a `timm.models.VisionTransformer`, or pairs=[...] from `mlp_pair(model, block, first, second)` for your own MLPs.")
+    raise TypeError(f"no pairs in {type(model).__name__}: looked for attention and MLP blocks of timm's vision transformers and of transformers.{why}\n"
+                    "  Pass a `timm.models.VisionTransformer` or a model of transformers, or pairs=[...] from `mlp_pair(model, block, first, second)` for your own MLPs.")
 
 # %% ../nbs/01_pairs.ipynb #7e7e0ad1
 def mlp_pair(model:nn.Module, # any model

@@ -23,7 +23,7 @@ def _attention_pairs(block:str, a:Attention)->list[Pair]|str:
     if not isinstance(a.q_norm, nn.Identity): return "q_norm and k_norm mix the dimensions of a head, so none can be removed exactly"
     if not isinstance(a.norm, nn.Identity): return "the norm before the projection mixes the dimensions of all heads"
     shape, bias, d = (a.num_heads, a.head_dim), a.qkv.bias is not None, a.qkv.in_features
-    at = dict(site=f"{block}.attn", adapter="arch.timm")
+    at = dict(site=f"{block}.attn", adapter="arch.timm", attended=1)
     return [Pair(block, "qk", "q", "k", *shape, 2 * (d + bias), 2 * d, gate=f"{block}.attn.q_norm", side="heads", **at),
             Pair(block, "vo", "v", "proj", *shape, d + bias + a.proj.out_features, d + a.proj.out_features, gate=f"{block}.attn.proj", **at)]
 
@@ -135,12 +135,11 @@ def _arguments(m:VisionTransformer)->dict:
     if isinstance(b.mlp, Mlp): args |= dict(mlp_ratio=b.mlp.fc1.out_features / m.embed_dim)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in args.items()}
 
-def build(d:dict,         # what `describe` returned
-          device="meta",  # where; on "meta" nothing is allocated
+def build(d:dict # what `describe` returned
          )->VisionTransformer:
-    "Make the model of a description; its weights are not initialised"
+    "Make the model of a description on the device `meta`, where nothing is allocated"
     args = {k: tuple(v) if isinstance(v, list) else v for k, v in d["args"].items()}
-    with torch.device(device):
+    with torch.device("meta"):
         if "architecture" in d: return timm.create_model(d["architecture"], pretrained=False, **args)
         return {c.__name__: c for c in (VisionTransformer, VisionTransformerDistilled)}[d["class"]](**args)
 
