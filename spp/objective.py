@@ -144,7 +144,7 @@ class SearchStopped(ArithmeticError):
     "The loss was not a number; `path` holds the last good state, if there was one"
     def __init__(self, message:str, path=None): super().__init__(message); self.path = path
 
-# %% ../nbs/10_objective.ipynb #63aa6236
+# %% ../nbs/10_objective.ipynb #61caa310
 def _draw(a:Answer, generator:torch.Generator)->Tensor: # shape [batch]
     "For each sample a random number whose squared gradient is, on average, the curvature of (1)"
     n, (rank, world) = len(a.out), ranks()
@@ -160,12 +160,11 @@ def _draw(a:Answer, generator:torch.Generator)->Tensor: # shape [batch]
 def fisher(problem:Problem,
            data:Iterable,     # batches of (inputs, targets); targets are not used
            generator:torch.Generator, # draws y, on the CPU
-           draws:int=4,       # for each batch
           )->Tensor:          # h, shape [n]
     "Diagonal Fisher information of the gates at 1 (eq. 2); `SearchStopped` if the model's output is not finite"
     total, seen, gates = 0., 0, problem.gates
     for x, _ in data:
         n = size(x); gates.set(torch.ones(n, gates.n)); a = problem.answer(x)
         if not a.out.isfinite().all(): raise SearchStopped("the dense model's output is not finite before the first step: check its weights, the data and the precision")
-        for k in range(draws): total, seen = total + gates.grad(_draw(a, generator).sum(), keep=k < draws - 1).square().sum(0), seen + n
+        total, seen = total + gates.grad(_draw(a, generator).sum()).square().sum(0), seen + n
     return over_ranks(total / seen)
