@@ -41,17 +41,17 @@ def fashion_mnist(train:bool=True, # the 60,000 training images, or the 10,000 o
                   n:int=2400,      # how many
                   seed:int=0,      # of the choice
                   size:int=84,     # pixels
-                 )->Tensor:        # shape [n, 3, size, size]
+                 )->tuple[Tensor, Tensor]: # pictures, shape [n, 3, size, size], and what they show, 0 to 9
     "Pictures of clothes, ready for a model trained on ImageNet's normalisation"
     deb = "dataset-fashion-mnist_0.0~git20200523.55506a9-1_all.deb"
     file = fetch(deb, "39e172fe32dd318ebb3e512220c3beea2fa47d7e20bab348fb4e0922d6beefc0", "apt-get", "download", "dataset-fashion-mnist")
     tar = subprocess.run(["dpkg-deb", "--fsys-tarfile", file], capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(tar)) as t:
-        name = f"./usr/share/datasets/fashion-mnist/{'train' if train else 't10k'}-images-idx3-ubyte.gz"
-        x = np.frombuffer(gzip.decompress(t.extractfile(name).read()), np.uint8, offset=16).reshape(-1, 1, 28, 28)
-    x = torch.tensor(x[np.random.default_rng(seed).permutation(len(x))[:n]]).float() / 255
+        read = lambda what, skip: np.frombuffer(gzip.decompress(t.extractfile(f"./usr/share/datasets/fashion-mnist/{'train' if train else 't10k'}-{what}-ubyte.gz").read()), np.uint8, offset=skip)
+        x, y = read("images-idx3", 16).reshape(-1, 1, 28, 28), read("labels-idx1", 8)
+    some = np.random.default_rng(seed).permutation(len(x))[:n]; x = torch.tensor(x[some]).float() / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in ((.485, .456, .406), (.229, .224, .225)))
-    return (F.interpolate(x, (size, size), mode="bilinear").expand(-1, 3, -1, -1) - mean) / std
+    return (F.interpolate(x, (size, size), mode="bilinear").expand(-1, 3, -1, -1) - mean) / std, torch.tensor(y[some]).long()
 
 # %% ../nbs/18_samples.ipynb #95cf8f30
 def _onnx_weights(graph)->dict[str, Tensor]:

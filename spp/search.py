@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .cut import name_of
 from .files import load_tensors, save_tensors
 from .gates import gated
-from .inclusion import Split, clock, couple, curvature, diagonal_gates, energy, max_step, metric, removal_cost, start, step
+from .inclusion import Split, clock, couple, curvature, diagonal_gates, energy, max_step, metric, start, step
 from .objective import Problem, SearchStopped, fisher, ranks, stream
 from .pairs import Pair, find_pairs, fingerprint
 from .path import SolutionPath
@@ -28,12 +28,11 @@ from .path import SolutionPath
 class Clock:
     "The inclusion driven by a budget clock; the defaults are meant to be left alone"
     end:float = .04      # mean gate at the end of the run, in (0, 1)
-    momentum:float = .95 # β, in [0, 1)
+    momentum:float = .97 # β, in [0, 1)
     warm:float = 1.      # share of the diagonal gates in V at the dense end, in [0, 1]; it fades with the budget
     safety:float = 1.5   # step size times measured curvature, in (0, 2(1 + β))
     every:int = 25       # steps between two looks at the curvature
     iters:int = 1        # power iterations in a look, two gradients each
-    cost:bool = True     # does the cost of removal drive V beside the gates?
     metric:bool = True   # divide gradients by Fisher plus a floor? Without it, P is constant
     def __post_init__(self):
         for ok, text in ((0 < self.end < 1, f"`end` must be in (0, 1), got {self.end}"), (0 <= self.momentum < 1, f"`momentum` must be in [0, 1), got {self.momentum}"),
@@ -54,9 +53,7 @@ class Clock:
         c, budget = self.safety / max(s["curvature"], 1e-9), clock((k + 1) / steps, self.end)
         loss, grad = problem(s["m"]); b = self.momentum * s["b"] + grad
         m, rate = couple(s["m"] - c * p * b, c * p, budget); w = self.warm * budget
-        recent = b * (1 - self.momentum) / (1 - self.momentum ** (k + 1))
-        lived = (m + diagonal_gates(removal_cost(s["m"], recent, h), budget)) / 2 if self.cost else m
-        return {**s, "m": m, "b": b, "v": s["v"] + ((1 - w) * lived + w * diagonal_gates(h, budget)) / steps}, dict(loss=loss, budget=budget, rate=rate, curvature=s["curvature"])
+        return {**s, "m": m, "b": b, "v": s["v"] + ((1 - w) * m + w * diagonal_gates(h, budget)) / steps}, dict(loss=loss, budget=budget, rate=rate, curvature=s["curvature"])
 
 # %% ../nbs/11_search.ipynb #f6696655
 @dataclass(frozen=True)
