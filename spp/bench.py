@@ -27,7 +27,7 @@ from .objective import mean_token, next_token
 from .pairs import split_units
 from .path import SolutionPath
 from .samples import dinov2, fashion_mnist, minilm, sentences, smollm2, wikipedia
-from .search import agreement, search
+from .search import agreement, first_looks, search
 
 # %% ../nbs/20_bench.ipynb #6b682a8e
 def _write(file:Path, record:dict)->Path:
@@ -54,7 +54,7 @@ class Task:
     def search(self, seed:int, progress:bool=True, data:Iterable|None=None, **kw)->SolutionPath:
         "The search with its defaults, but for `kw`"
         steps = kw.pop("steps", self.steps); n = steps if isinstance(steps, int) else 1
-        return search(self.model, self.data(n + max(1, n // 10), seed) if data is None else data, steps=steps, **{"read": self.read, **self.extra, **kw}, seed=seed, progress=progress)
+        return search(self.model, self.data(n + first_looks(n), seed) if data is None else data, steps=steps, **{"read": self.read, **self.extra, **kw}, seed=seed, progress=progress)
 
     def scores(self, path:SolutionPath, **kw)->list[float]:
         "Of the cuts at each of `kept`; `align=1`, since it is the order that is measured"
@@ -93,9 +93,9 @@ def dinov2_task(steps:int=150, batch:int=16, held_out:int=150)->Task:
     probe = torch.linalg.solve(known.T @ known + .1 * torch.eye(known.shape[1]), known.T @ F.one_hot(y, 10).float()) * 10
     def data(n, seed): x, y = fashion_mnist(True, n * batch, seed); return list(zip(x.split(batch), y.split(batch)))
     return Task("dinov2", model, data, lambda m: F.cosine_similarity(features(m, unseen), want).mean().item(), "cosine", (.8, .65, .5, .35), steps,
-                read=pooled, loss=lambda out, y: F.cross_entropy(F.normalize(pooled(out), dim=1) @ probe, y), looks=max(1, steps // 10))
+                read=pooled, loss=lambda out, y: F.cross_entropy(F.normalize(pooled(out), dim=1) @ probe, y), looks=first_looks(steps))
 
-# %% ../nbs/20_bench.ipynb #8a1722e3
+# %% ../nbs/20_bench.ipynb #a3aad3a9
 def smollm2_task(steps:int=60, batch:int=2, length:int=256, held_out:int=12)->Task:
     "SmolLM2-135M; perplexity on Wikipedia, windows of 512 tokens"
     model, tokenizer = smollm2(); ids = [tokenizer(a, return_tensors="pt").input_ids[0] for a in wikipedia()]
@@ -106,7 +106,7 @@ def smollm2_task(steps:int=60, batch:int=2, length:int=256, held_out:int=12)->Ta
     def data(n, seed): x = windows(ids[:80], n * batch, length, torch.Generator().manual_seed(seed)); return [(some, some) for some in x.split(batch)]
     test = windows(ids[80:], held_out, 512, torch.Generator().manual_seed(10 ** 6))
     perplexity = torch.no_grad()(lambda m: torch.stack([next_token(m(x[None]).logits, x[None]) for x in test]).mean().exp().item())
-    return Task("smollm2", model, data, perplexity, "perplexity", (.9, .8, .7), steps, loss=next_token, looks=steps // 2, extra=dict(amp=torch.bfloat16))
+    return Task("smollm2", model, data, perplexity, "perplexity", (.9, .8, .7), steps, loss=next_token, looks=first_looks(steps), extra=dict(amp=torch.bfloat16))
 
 TASKS = {"digits": digits_task, "minilm": minilm_task, "dinov2": dinov2_task, "smollm2": smollm2_task}
 

@@ -66,7 +66,7 @@ def cut(model:nn.Module,  # the dense model; it is not changed
 KIND = "a model saved by spp"
 
 def _plain(x): return isinstance(x, (int, float, str, type(None))) or isinstance(x, tuple) and all(map(_plain, x))
-_SKIP = {"training", "grad_checkpointing", "weight_init_mode", "fix_init", "fused_attn", "distilled_training"}   # state or initialisation, not structure
+_SKIP = {"training", "grad_checkpointing", "gradient_checkpointing", "name_or_path", "warnings_issued", "weight_init_mode", "fix_init", "fused_attn", "distilled_training"}   # state or initialisation, not structure
 
 def _structure(model:nn.Module)->dict[str, str]:
     "Every module's class, own description and plain attributes"
@@ -74,12 +74,20 @@ def _structure(model:nn.Module)->dict[str, str]:
             for name, m in model.named_modules()}
 
 def _rebuild(build:dict, widths:dict[str, dict[str, int]])->nn.Module:
-    "The structure of a cut model on the meta device"
+    "The structure of a cut model, with no values in it where the library can do that"
     if build.get("library") not in ADAPTERS: raise TypeError(f"spp can rebuild models of {', '.join(ADAPTERS)}; this description is of {build.get('library', 'an unknown library')}")
     adapter = import_module(ADAPTERS[build["library"]]); model = adapter.build(build); pairs = find_pairs(model)
     for site, at in sites(pairs).items():
         if site in widths: adapter.resize(model, [pairs[i] for i in at], widths[site])
     return model
+
+def _untied(tensors:dict[str, Tensor])->tuple[dict[str, Tensor], dict[str, str]]:
+    "Each tensor once, and for the names of those that are the same tensor (tied weights) the name it goes by"
+    first, tied = {}, {}
+    for name, x in tensors.items():
+        same = first.setdefault((x.data_ptr(), x.shape, x.stride(), x.device) if x.numel() else name, name)
+        if same != name: tied[name] = same
+    return {k: x for k, x in tensors.items() if k not in tied}, tied
 
 def save(model:nn.Module,          # a cut model, or a dense one of a known family
          folder:str|os.PathLike,   # new, or one that `save` wrote before (it is replaced)
@@ -89,15 +97,17 @@ def save(model:nn.Module,          # a cut model, or a dense one of a known fami
     if not (info and info.build) and a is None:
         raise TypeError(f"spp cannot describe how a {type(model).__name__} is made, so it could not be loaded again. Save its state_dict() with safetensors.")
     build = info.build if info else a.describe(model); widths = info.widths if info else {}
-    want, got = _structure(model), _structure(_rebuild(build, widths))
+    rebuilt = _rebuild(build, widths); want, got = _structure(model), _structure(rebuilt)
     for name in want.keys() | got.keys():
         if want.get(name) != got.get(name):
             raise TypeError(f"this {type(model).__name__} would not be the same when loaded: `{name}` is {want.get(name)}, rebuilt it is {got.get(name)}. "
                             "Undo the change to that module before saving, or save its state_dict() with safetensors.")
-    header = dict(kind=KIND, build=build, widths=widths, cut={k: v for k, v in asdict(info).items() if k not in ("build", "widths")} if info else None)
+    told = dict(rebuilt.named_buffers())                     # buffers that no state dict holds are kept where building does not give them
+    tensors, tied = _untied(model.state_dict() | {n: b for n, b in model.named_buffers() if told[n].is_meta or told[n].dtype != b.dtype or not torch.equal(told[n], b.cpu())})
+    header = dict(kind=KIND, build=build, widths=widths, tied=tied, cut={k: v for k, v in asdict(info).items() if k not in ("build", "widths")} if info else None)
     with replacing(folder) as new:
         new.mkdir()
-        save_tensors(new / "model.safetensors", model.state_dict(), header)
+        save_tensors(new / "model.safetensors", tensors, header)
         (new / "spp.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
     return folder
 
@@ -114,6 +124,9 @@ def load(folder:str|os.PathLike, # what `save` wrote
     except json.JSONDecodeError as e: raise ValueError(f"{folder / 'spp.json'} is truncated or no JSON ({e}). Copy it again, or save the model anew.") from e
     if told != header: raise ValueError(f"{folder / 'spp.json'} was altered: it does not fit model.safetensors beside it. Copy the folder again, or save the model anew.")
     model = _rebuild(header["build"], header["widths"])
-    model.load_state_dict(tensors, assign=True)
+    tensors |= {name: tensors[same] for name, same in header["tied"].items()}; known = model.state_dict().keys()
+    model.load_state_dict({k: x for k, x in tensors.items() if k in known}, assign=True)
+    for name in tensors.keys() - known: model.get_submodule(name.rpartition(".")[0])._buffers[name.rpartition(".")[2]] = tensors[name]
+    if header["tied"]: model.tie_weights()
     if (c := header["cut"]): model.spp = Cut(**{k: tuple(v) if isinstance(v, list) else v for k, v in c.items()}, widths=header["widths"], build=header["build"])
     return model.to(device).eval()
