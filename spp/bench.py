@@ -95,8 +95,8 @@ def dinov2_task(steps:int=150, batch:int=16, held_out:int=150)->Task:
     return Task("dinov2", model, data, lambda m: F.cosine_similarity(features(m, unseen), want).mean().item(), "cosine", (.8, .65, .5, .35), steps,
                 read=pooled, loss=lambda out, y: F.cross_entropy(F.normalize(pooled(out), dim=1) @ probe, y), looks=first_looks(steps))
 
-# %% ../nbs/20_bench.ipynb #a3aad3a9
-def smollm2_task(steps:int=60, batch:int=2, length:int=256, held_out:int=12)->Task:
+# %% ../nbs/20_bench.ipynb #1ea4a71e
+def smollm2_task(steps:int=60, batch:int=2, length:int=256, held_out:int=8)->Task:
     "SmolLM2-135M; perplexity on Wikipedia, windows of 512 tokens"
     model, tokenizer = smollm2(); ids = [tokenizer(a, return_tensors="pt").input_ids[0] for a in wikipedia()]
     def windows(of, n, length, g):

@@ -65,7 +65,7 @@ def bench(what:Annotated[str, typer.Argument(help="digits, minilm, dinov2, smoll
     "Measure the figures of the results pages again."
     from spp import bench as b
     others = {"digits": ("torch-pruning taylor", "torch-pruning hessian"), "dinov2": ("torch-pruning taylor", "torch-pruning hessian")}
-    known = {"minilm": ("fisher", "magnitude", "random")}                      # it has no task to take a first-order loss from
+    known = {"minilm": ("fisher", "magnitude", "random"), "smollm2": ("fisher", "taylor", "magnitude")}   # a sentence encoder has no task to take a first-order loss from
     runs = {name: lambda out, name=name, task=task: b.orders(task(), out, others=known.get(name, ("fisher", "taylor", "magnitude", "random")) + others.get(name, ())) for name, task in b.TASKS.items()}
     runs |= {"ablation": b.ablation, "torch-pruning": b.side_by_side, "search-cost": b.search_cost}
     if what not in runs: _told(lambda: (_ for _ in ()).throw(ValueError(f"unknown benchmark {what!r}: known are {', '.join(runs)}")))

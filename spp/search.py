@@ -32,7 +32,7 @@ class Clock:
     warm:float = 1.      # share of the diagonal gates in V at the dense end, in [0, 1]; it fades with the budget
     safety:float = 1.5   # step size times measured curvature, in (0, 2(1 + β))
     every:int = 25       # steps between two looks at the curvature
-    iters:int = 1        # power iterations in a look, two gradients each
+    iters:int = 2        # power iterations in a look, two gradients each
     metric:bool = True   # divide gradients by Fisher plus a floor? Without it, P is constant
     def __post_init__(self):
         for ok, text in ((0 < self.end < 1, f"`end` must be in (0, 1), got {self.end}"), (0 <= self.momentum < 1, f"`momentum` must be in [0, 1), got {self.momentum}"),
