@@ -30,7 +30,7 @@ class Clock:
     end:float = .04      # mean gate at the end of the run, in (0, 1)
     momentum:float = .97 # β, in [0, 1)
     warm:float = 1.      # share of the diagonal gates in V at the dense end, in [0, 1]; it fades with the budget
-    safety:float = 1.5   # step size times measured curvature, in (0, 2(1 + β))
+    safety:float = 1.    # step size times measured curvature, in (0, 2(1 + β))
     every:int = 25       # steps between two looks at the curvature
     iters:int = 2        # power iterations in a look, two gradients each
     metric:bool = True   # divide gradients by Fisher plus a floor? Without it, P is constant
