@@ -143,11 +143,13 @@ class Run:
         state = {name[6:]: x.to(device) for name, x in tensors.items() if name.startswith("state.")} | header["numbers"]
         return cls(tensors["h"].to(device), state, tensors["random"], header["k"], list(tensors["trace"]), header["history"])
 
-# %% ../nbs/11_search.ipynb #4eb57822
+# %% ../nbs/11_search.ipynb #13f98bda
 def _everything(problem:Problem, data:Iterable, generator:torch.Generator)->Tensor: # shape [n]
     "Fisher information of all that the model says, or of what `read` makes of it where nothing else is known"
     first = next(data := iter(data)); whole = Problem(problem.model, problem.gates, amp=problem.amp)
-    try: problem.gates.off(); whole.answer(first[0])
+    problem.gates.off()
+    try:
+        with torch.no_grad(): whole.answer(first[0])
     except TypeError:
         if problem.read is None: raise
         whole = problem
@@ -157,6 +159,8 @@ def _everything(problem:Problem, data:Iterable, generator:torch.Generator)->Tens
 def first_looks(steps:int)->int: "Batches on which a search of `steps` measures the Fisher information"; return max(1, steps // 10, min(32, steps // 2))
 
 # %% ../nbs/11_search.ipynb #f8e14411
+def _name(f:Callable)->str: return getattr(f, "__name__", type(f).__name__)
+
 def search(model:nn.Module,      # a pretrained transformer; left as it was
            data:Iterable,        # batches of inputs or of (inputs, targets), e.g. a DataLoader; with several processes, of this one
            loss:Callable[[Tensor, Tensor], Tensor]|None=None, # `loss(output, targets)`; None: without labels, stay close to the dense model
@@ -176,7 +180,7 @@ def search(model:nn.Module,      # a pretrained transformer; left as it was
     if not isinstance(steps, int) or steps < 1: raise ValueError(f"`steps` must be a positive whole number or \"auto\", got {steps!r}")
     how, pairs, device, (rank, world) = METHODS[method](**settings), find_pairs(model) if pairs is None else list(pairs), next(model.parameters()).device, ranks()
     info = dict(model=name_of(model), fingerprint=fingerprint(model), units=sum(p.n for p in pairs), method=method, steps=steps, seed=seed, settings=asdict(how),
-                loss="label-free" if loss is None else getattr(loss, "__name__", type(loss).__name__), spp=version("spp"), processes=world)
+                loss="label-free" if loss is None else _name(loss), read="everything" if read is None else _name(read), spp=version("spp"), processes=world)
     if amp == "auto": amp = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
     info["precision"] = str(amp or next(model.parameters()).dtype).removeprefix("torch."); looks, stopped = first_looks(steps), None
     run = Run.load(checkpoint, info, device) if checkpoint and Path(checkpoint).exists() else None
