@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'VARIANTS', 'PIECES', 'Task', 'digits_task', 'minilm_task', 'pooled', 'dinov2_task', 'smollm2_task',
-           'overlap', 'orders', 'shared', 'ablation', 'side_by_side', 'search_cost', 'peak_memory']
+           'overlap', 'orders', 'shared', 'ablation', 'side_by_side', 'search_cost', 'search_memory']
 
 # %% ../nbs/20_bench.ipynb #cbfe09d4
-import copy, json, os, resource, subprocess, sys, time
+import copy, json, os, subprocess, sys, time
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -222,10 +222,10 @@ def search_cost(out:str|os.PathLike="results", # folder
     for loss in (F.cross_entropy, None): row, path = _cost(model, batches, steps, loss, every); rows.append(row)
     budgets, start = (1., .85, .7, .6, .5, .35, .25, .15), time.perf_counter()
     got = [path.cut(params=b).spp.got["params"] for b in budgets]; cuts = time.perf_counter() - start
-    return _write(Path(out) / "search_cost.json", dict(rows=rows, memory=peak_memory(name, batch) if not kwargs else None, eight_cuts_s=cuts, asked=list(budgets), got=got,
+    return _write(Path(out) / "search_cost.json", dict(rows=rows, eight_cuts_s=cuts, asked=list(budgets), got=got,
                                                        **provenance(0, time.time() - t, dict(model=name, batch=batch, steps=steps, every=every, **kwargs))))
 
-# %% ../nbs/20_bench.ipynb #382ef476
+# %% ../nbs/20_bench.ipynb #ff0004f7
 _PEAK = """
 import resource, sys, timm, torch
 from torch.nn import functional as F
@@ -242,7 +242,10 @@ else:
 print((peak() - before) * 1024)
 """
 
-def peak_memory(name:str, batch:int)->dict[str, int]: # bytes
-    "Memory that a label-free search and AdamW training add to a model of timm and its batch"
-    run = lambda what: int(subprocess.run([sys.executable, "-c", _PEAK, what, name, str(batch)], capture_output=True, text=True, check=True).stdout.split()[-1])
-    return {"search": run("search"), "training": run("training")}
+def search_memory(out:str|os.PathLike="results", # folder
+                  name:str="deit_small_patch16_224", # of timm; random weights
+                  batch:int=16,                  # images
+                 )->Path:                        # search_memory.json, in bytes
+    "Memory that a label-free search and AdamW training add to a model and its batch"
+    t = time.time(); run = lambda what: int(subprocess.run([sys.executable, "-c", _PEAK, what, name, str(batch)], capture_output=True, text=True, check=True).stdout.split()[-1])
+    return _write(Path(out) / "search_memory.json", dict(search=run("search"), training=run("training"), **provenance(0, time.time() - t, dict(model=name, batch=batch))))
