@@ -225,7 +225,7 @@ def search_cost(out:str|os.PathLike="results", # folder
     return _write(Path(out) / "search_cost.json", dict(rows=rows, eight_cuts_s=cuts, asked=list(budgets), got=got,
                                                        **provenance(0, time.time() - t, dict(model=name, batch=batch, steps=steps, every=every, **kwargs))))
 
-# %% ../nbs/20_bench.ipynb #ff0004f7
+# %% ../nbs/20_bench.ipynb #824e7792
 _PEAK = """
 import resource, sys, timm, torch
 from torch.nn import functional as F
@@ -235,7 +235,7 @@ torch.manual_seed(0); model = timm.create_model(name).eval(); data = [(torch.ran
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 with torch.no_grad(): model(data[0][0][:1])
 before = peak()
-if what == "search": search(model, data, steps=3, progress=False)
+if what == "search": search(model, data, steps=1, progress=False)
 else:
     model.train(); opt = torch.optim.AdamW(model.parameters())
     for _ in range(3): opt.zero_grad(); F.cross_entropy(model(data[0][0]), data[0][1]).backward(); opt.step()
@@ -244,7 +244,7 @@ print((peak() - before) * 1024)
 
 def search_memory(out:str|os.PathLike="results", # folder
                   name:str="deit_small_patch16_224", # of timm; random weights
-                  batch:int=16,                  # images
+                  batch:int=4,                   # images
                  )->Path:                        # search_memory.json, in bytes
     "Memory that a label-free search and AdamW training add to a model and its batch"
     t = time.time(); run = lambda what: int(subprocess.run([sys.executable, "-c", _PEAK, what, name, str(batch)], capture_output=True, text=True, check=True).stdout.split()[-1])

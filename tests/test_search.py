@@ -150,7 +150,7 @@ def test_empty_and_short_loaders(small):
     with pytest.raises(ValueError, match="ended after 4 of 60 batches and cannot be started again"): search(model, (b for b in data), steps=40, method="plain", alpha=1., nu=1.)
 
 def test_nan(small):
-    model, data = small; bad = [*data, (data[0][0] * float("nan"), data[0][1])]
+    model, data = small; bad = [*data * 3, (data[0][0] * float("nan"), data[0][1])]
     with pytest.raises(SearchStopped, match=r"the loss was nan at step 3 of 20: the search stopped there") as e: search(model, bad, steps=20)
     assert isinstance(e.value.path, SolutionPath) and e.value.path.info["steps"] == 2 and e.value.path.v.isfinite().all() and len(e.value.path.trace) == 2
     assert e.value.path.cut(params=.5) is not None
