@@ -11,18 +11,18 @@ import numpy as np, torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from .pairs import Pair, sites, split_units
+from .pairs import Pair, opened, sites, split_units
 
 # %% ../nbs/06_budget.ipynb #b495cecb
 def params_of(model:nn.Module)->int: "Number of parameters"; return sum(p.numel() for p in model.parameters())
 
 @torch.no_grad()
 def macs_of(model:nn.Module, # any model
-            x:Tensor,        # an input of one sample, e.g. shape [1, 3, 224, 224]
+            x:Tensor|dict[str, Tensor], # an input of one sample, e.g. shape [1, 3, 224, 224]; a dict for several arguments
            )->int:
     "Multiply-accumulates of one forward pass"
     mode = model.training
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count: model.eval()(x)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count: model.eval()(**x) if isinstance(x, dict) else model.eval()(x)
     model.train(mode)
     return count.get_total_flops() // 2
 
@@ -40,18 +40,19 @@ class Costs:
 @torch.no_grad()
 def unit_costs(model:nn.Module,  # the dense model
                pairs:list[Pair],
-               x:Tensor|None=None, # an input of one sample; without it, no `flops`
+               x:Tensor|dict[str, Tensor]|None=None, # an input of one sample; without it, no `flops`
               )->Costs:
     "Costs of `model` and of the units of each pair"
     dense = {"units": sum(p.n for p in pairs), "params": params_of(model)}
     unit = {"units": [1] * len(pairs), "params": [p.params for p in pairs]}
     if x is None: return Costs(dense, unit)
     seen = {}                                     # pair → (tokens in all, what each costs for those it attends to)
-    def look(i, p, y): seen[i] = (y.numel() // p.n, p.attended * y.shape[-2])
-    hooks = [model.get_submodule(p.gate).register_forward_hook(lambda _, args, y, i=i, p=p: look(i, p, args[0] if p.side == "in" else y)) for i, p in enumerate(pairs)]
-    try: dense["flops"] = macs_of(model, x)
-    finally:
-        for h in hooks: h.remove()
+    def look(i, p, y): seen[i] = (y.numel() // (p.n if p.side == "heads" else y.shape[-1]), p.attended * y.shape[-2])
+    with opened(model, pairs):
+        hooks = [model.get_submodule(p.gate).register_forward_hook(lambda _, args, y, i=i, p=p: look(i, p, args[0] if p.side == "in" else y)) for i, p in enumerate(pairs)]
+        try: dense["flops"] = macs_of(model, x)
+        finally:
+            for h in hooks: h.remove()
     unit["flops"] = [seen[i][0] * (p.weights + seen[i][1]) for i, p in enumerate(pairs)]
     return Costs(dense, unit)
 

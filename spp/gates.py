@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import Iterator
 import torch
 from torch import Tensor, nn
-from .pairs import Pair, split_units
+from torch.nn import functional as F
+from .pairs import Pair, opened, split_units
 
 # %% ../nbs/05_gates.ipynb #725d9e9e
 class Gates:
@@ -47,11 +48,12 @@ def _hook(gates:Gates, i:int, module:nn.Module)->torch.utils.hooks.RemovableHand
         return (args[0] * flat(args[0]), *args[1:])
     def flat(x):
         g = gates.parts[i].flatten(1)
+        if (other := x.shape[-1] - g.shape[1]): g = F.pad(g, (pair.offset, other - pair.offset), value=1.)   # of a fused map these are only some
         if len(g) > 1: g = g.repeat_interleave(len(x) // len(g), 0)      # some models flatten samples and tokens into one axis
         return g.view(len(g), *(1,) * (x.dim() - 2), -1)
-    def after(_, args, y): return None if gates.parts is None else y * (gates.parts[i].unsqueeze(-2) if side == "heads" else flat(y))
-    side = gates.pairs[i].side
-    return module.register_forward_pre_hook(before) if side == "in" else module.register_forward_hook(after)
+    def after(_, args, y): return None if gates.parts is None else y * (gates.parts[i].unsqueeze(-2) if pair.side == "heads" else flat(y))
+    pair = gates.pairs[i]
+    return module.register_forward_pre_hook(before) if pair.side == "in" else module.register_forward_hook(after)
 
 @contextmanager
 def gated(model:nn.Module,      # any model
@@ -60,12 +62,14 @@ def gated(model:nn.Module,      # any model
          )->Iterator[Gates]:
     "Run `model` in evaluation mode with gated units and frozen weights; everything is put back afterwards, also after an error"
     frozen, modes = [(p, p.requires_grad) for p in model.parameters()], [(x, x.training) for x in model.modules()]
-    gates = Gates(model, pairs)
-    if m is not None: gates.set(m)
-    hooks = [_hook(gates, i, model.get_submodule(p.gate)) for i, p in enumerate(pairs)]
+    hooks = []
     try:
-        model.eval().requires_grad_(False)
-        yield gates
+        with opened(model, pairs):
+            gates = Gates(model, pairs)
+            if m is not None: gates.set(m)
+            hooks += [_hook(gates, i, model.get_submodule(p.gate)) for i, p in enumerate(pairs)]
+            model.eval().requires_grad_(False)
+            yield gates
     finally:
         for h in hooks: h.remove()
         for p, on in frozen: p.requires_grad_(on)
