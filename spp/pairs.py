@@ -34,8 +34,10 @@ class Pair:
     offset:int=0       # where its units begin on that axis
     attended:int=0     # multiply-accumulates of one unit for each token and token attended to
     stock:str=""       # of what the library's own class can have less, the same in all layers: "units", only whole "groups", or nothing
+    group:tuple[int, int, int]=(0, 0, 0) # parameters, weights, and what is `attended`, that leave with a whole group besides its units
     adapter:str="pairs"# module of `spp` that cuts it
 
+    def __post_init__(self): object.__setattr__(self, "group", tuple(self.group))       # JSON knows lists only
     @property
     def n(self)->int: "Number of units"; return self.groups * self.size
     def __repr__(self):
