@@ -15,9 +15,10 @@ from .baselines import baseline
 from .budget import params_of
 from .cut import save
 from .data import digits, digits_vit
-from .evaluate import accuracy, provenance, relative_latency
+from .evaluate import accuracy, provenance
 from .files import claim, replacing
 from .finetune import finetune
+from .latency import relative_latency
 from .path import SolutionPath
 from .search import search
 

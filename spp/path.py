@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .budget import Costs, cost_of, params_of, solve, unit_costs
 from .cut import cut as cut_model, name_of
 from .files import load_tensors, save_tensors
+from .latency import measure as measure_latency, relative_latency
 from .pairs import Pair, adapter_of, find_pairs, fingerprint, split_units
 
 # %% ../nbs/09_path.ipynb #513aeaf6
@@ -38,7 +39,7 @@ class SolutionPath:
     history:dict[str, list] = field(default_factory=dict) # per step: loss, and the method's own quantities
     info:dict[str, Any] = field(default_factory=dict)     # model, fingerprint, method, steps, seed, settings
 
-    def __post_init__(self): self.model, self.costs = None, None
+    def __post_init__(self): self.model, self.costs, self.batch = None, None, None
 
     @property
     def n(self)->int: "Number of units"; return len(self.v)
@@ -102,7 +103,7 @@ def plot(self:SolutionPath,
 @patch
 def attach(self:SolutionPath,
            model:nn.Module,         # the model that was searched
-           example:Tensor|None=None,# an input of one sample, to count multiply-accumulates; known families make their own
+           example:Tensor|dict[str, Tensor]|None=None,# an input of one sample, to count multiply-accumulates; known families make their own
           )->SolutionPath:          # itself
     "Bind the path to its model; `ValueError` if it is another one"
     names = [name_of(model), self.info.get("model")]; head = f"path was searched on {names[1] or 'another model'} ({self.n} units)"
@@ -112,27 +113,44 @@ def attach(self:SolutionPath,
     if (f := self.info.get("fingerprint")) and f != fingerprint(model):
         raise ValueError(f"{head}; this {names[0]} has other weights (fingerprint {fingerprint(model)}, searched {f}). Load the weights that were searched, or search again.")
     if example is None and a: example = a.example(model)
-    self.model, self.costs = model, unit_costs(model, self.pairs, example)
+    self.model, self.costs, self.batch = model, unit_costs(model, self.pairs, example), example
+    return self
+
+def _attached(path:SolutionPath)->SolutionPath:
+    if path.model is None: raise ValueError("this path has no model yet: write path.attach(model), with the model that was searched")
+    return path
+
+@patch
+def measure(self:SolutionPath,
+            batch:Tensor|dict[str, Tensor]|None=None, # an input, on the model's device; one sample of zeros for known families
+            **kw,            # of `spp.latency.measure`
+           )->SolutionPath:  # itself, with a table of latencies
+    "Time the model's layers at several widths, for `cut(latency=…)`"
+    if (x := _attached(self).batch if batch is None else batch) is None: raise ValueError(f"spp does not know what a {type(self.model).__name__} takes: pass a batch")
+    self.costs, self.batch = measure_latency(self.model, self.pairs, self.costs, x, **kw), x
     return self
 
 @patch
 def mask(self:SolutionPath,
          align:int=8,    # widths are multiples of it; less in narrow heads
-         **budget:float, # `params=`, `flops=`, `units=`: fractions kept, or absolute numbers; all are met
+         uniform:bool=False, # equal widths in all layers, where the library's own class can have them: it loads what `save_pretrained` writes
+         **budget:float, # `params=`, `flops=`, `units=`, `latency=`: fractions kept, or absolute numbers (milliseconds); all are met
         )->Tensor:       # bool, shape [n]
     "The units of the largest model within the budget; `ValueError` for a budget that cannot be met"
-    if self.model is None: raise ValueError("this path has no model yet: write path.attach(model), with the model that was searched")
-    return solve(self.score, self.pairs, self.costs, align, **budget)
+    if "latency" in budget and "latency" not in _attached(self).costs.dense: self.measure()
+    return solve(self.score, self.pairs, _attached(self).costs, align, uniform, **budget)
 
 @patch
 def cut(self:SolutionPath,
         align:int=8,    # as in `mask`
+        uniform:bool=False, # as in `mask`
         **budget:float, # as in `mask`
        )->nn.Module:    # dense, of the original class; its report is in `.spp`
     "A smaller model within the budget, in milliseconds"
-    mask = self.mask(align, **budget); small = cut_model(self.model, self.pairs, mask)
+    mask = self.mask(align, uniform, **budget); small = cut_model(self.model, self.pairs, mask)
     got = {**cost_of(mask, self.pairs, self.costs), "params": params_of(small)}
     small.spp.asked, small.spp.got = dict(budget), {k: got[k] / self.costs.dense[k] for k in got}
+    if "latency" in budget: small.spp.got["latency, measured"] = relative_latency([small], self.model, self.batch)[0]
     small.spp.path = {k: self.info[k] for k in ("method", "steps", "seed", "settings") if k in self.info}
     return small
 
