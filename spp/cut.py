@@ -54,9 +54,7 @@ def cut(model:nn.Module,  # the dense model; it is not changed
     done, a = getattr(model, "spp", None), adapter_of(model)
     small = copy.deepcopy(model).eval(); widths = dict(done.widths) if done else {}
     for site, at in by_site.items():
-        members = [pairs[i] for i in at]
-        here = next(small.get_submodule(site).parameters()).device
-        widths[site] = _adapter(members).cut(small, members, [parts[i].to(here) for i in at], align)
+        members = [pairs[i] for i in at]; widths[site] = _adapter(members).cut(small, members, [parts[i] for i in at], align)   # masks stay on the CPU, wherever the weights are
     small.spp = Cut(done.model if done else name_of(model), done.fingerprint if done else fingerprint(model),
                     (params_of(small), done.params[1] if done else params_of(model)), (int(mask.sum()), len(mask)), widths,
                     build=done.build if done else a.describe(model) if a else {})

@@ -159,7 +159,8 @@ def fingerprint(model:nn.Module, # any model
     "A hash of names, shapes and a sample of the values of `model.state_dict()`"
     h = hashlib.sha256()
     for name, x in model.state_dict().items():
-        flat = x.detach().flatten()
+        h.update(f"{name}{list(x.shape)}".encode()); flat = x.detach().flatten()
+        if x.is_meta: continue                                          # names and shapes only: there are no values
         some = flat[torch.linspace(0, max(len(flat) - 1, 0), min(samples, len(flat)), dtype=torch.float64).long().to(flat.device)]
-        h.update(f"{name}{list(x.shape)}".encode()); h.update(some.double().cpu().numpy().tobytes())
+        h.update(some.double().cpu().numpy().tobytes())
     return h.hexdigest()[:16]
