@@ -6,7 +6,7 @@
 __all__ = ['KIND', 'Cut', 'name_of', 'cut', 'save', 'load']
 
 # %% ../nbs/08_cut.ipynb #d4d130e3
-import copy, json, os
+import copy, json, os, re
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +17,17 @@ from .files import claim, load_tensors, replacing, save_tensors
 from .pairs import ADAPTERS, Pair, adapter_of, find_pairs, fingerprint, sites, split_units
 
 # %% ../nbs/08_cut.ipynb #72706f39
+def _by_block(widths:dict[str, dict[str, int]])->list[str]:
+    "A line for each block, one for several that are alike"
+    says = lambda w: (f"{w['heads']} heads of {w['head_dim']}" if w["heads"] * w["head_dim"] else "attention: its bias only") if "heads" in w else f"{w['hidden']} hidden" if w["hidden"] else "MLP: its bias only"
+    blocks, lines = {}, []                        # block → what its layers have
+    for site, w in sorted(widths.items(), key=lambda x: "hidden" in x[1]): blocks.setdefault(re.match(r"(.*\.\d+)(?=\.|$)|.*", site)[0], []).append(says(w))
+    for block, layers in blocks.items():
+        if lines and lines[-1][2] == layers: lines[-1][1] = block
+        else: lines.append([block, "", layers])
+    first = [a + (f" to {b}" if b else "") for a, b, _ in lines]; wide = max(map(len, first), default=0)
+    return [f"  {name:{wide}}  " + ", ".join(layers) for name, (_, _, layers) in zip(first, lines)]
+
 @dataclass
 class Cut:
     "What a cut model was made from and what became of it"
@@ -33,9 +44,7 @@ class Cut:
     def __repr__(self):
         rows = [f"{self.model}: {self.params[0]:,} of {self.params[1]:,} parameters ({self.params[0] / self.params[1]:.3f}), {self.units[0]:,} of {self.units[1]:,} units"]
         if self.asked: rows += ["  asked " + ", ".join(f"{k}={v:g}" for k, v in self.asked.items()) + "; got " + ", ".join(f"{k} {v:.3f}" for k, v in self.got.items())]
-        for site, w in self.widths.items():
-            rows += [f"  {site}: " + ("its bias" if 0 in w.values() else f"{w['heads']} heads of {w['head_dim']}" if "heads" in w else f"{w['hidden']} hidden")]
-        return "\n".join(rows)
+        return "\n".join(rows + _by_block(self.widths))
 
 def name_of(model:nn.Module)->str:
     "The name a model was created by, or its class"
