@@ -173,6 +173,7 @@ def solve(score:Tensor,     # one value per unit, larger is kept longer; shape [
           costs:Costs,
           align:int=8,      # widths are multiples of it; for narrow heads see `step_size`
           uniform:bool=False, # equal widths in all layers, of layers that the library's own class can have narrower; the others stay whole
+          steps:Steps|None=None, # of these arguments, if they are known from before
           **budget:float,   # `units=`, `params=`, `flops=`: fractions or absolute numbers; `latency=`: a fraction, or milliseconds above 1
          )->Tensor:         # bool, shape [n]
     "The mask of the largest model that meets every budget; `ValueError` for what cannot be met"
@@ -180,5 +181,5 @@ def solve(score:Tensor,     # one value per unit, larger is kept longer; shape [
     for k in budget:
         if k not in NOUN: raise ValueError(f"unknown budget {k!r}: known are {', '.join(NOUN)}")
         if k not in costs.dense: raise ValueError(f"{k} of this model {'is' if k == 'latency' else 'are'} not known yet: " + ("measure it with spp.latency.measure(...)" if k == "latency" else "pass example=, an input of one sample"))
-    steps = Steps(score, pairs, costs, align, uniform)
+    steps = steps or Steps(score, pairs, costs, align, uniform)
     return steps.take({k: target(k, b, costs.dense[k], steps.least[k]) for k, b in budget.items()})

@@ -146,6 +146,7 @@ def finetune(model:nn.Module,          # a cut model; trained in place
              log:str|os.PathLike|None=None, # a file for metrics, a line of JSON per epoch
              checkpoint:str|os.PathLike|None=None, # a file: the training is kept there, and taken up from there if it exists
              every:int=200,            # batches between two writes of it; it is also written after each epoch
+             before:Callable[[int, int], None]|None=None, # called before each batch with (its number, how many there are)
              progress:bool=True,       # show a bar
             )->pd.DataFrame:           # a row per epoch: mean loss, last learning rate, what `evaluate` said
     "Train `model` on `data`; `ArithmeticError` if the loss is not finite, with the model as it was after the last whole epoch"
@@ -177,6 +178,7 @@ def finetune(model:nn.Module,          # a cut model; trained in place
             for i, (x, y) in enumerate(stream(data, n, device)):
                 if i < seen: continue                                  # they were taken before the training was broken off
                 if now is not None: _random(data, {**now, "loader": _random(data)["loader"]}); now = None
+                if before is not None: before(run.k, epochs * n)
                 if y is not None and mixup is not None: x, y = mixup(x, y)
                 with cast():
                     with torch.no_grad(): told = None if teacher is None else answer(teacher, x)

@@ -16,8 +16,8 @@ from .pairs import Pair, opened, split_units
 # %% ../nbs/05_gates.ipynb #725d9e9e
 class Gates:
     "The gates of a live model; `set` them, run the model, take `grad`"
-    def __init__(self, model:nn.Module, pairs:list[Pair]):
-        self.pairs, self.n = pairs, sum(p.n for p in pairs)
+    def __init__(self, model:nn.Module, pairs:list[Pair], learn:bool=True): # learn: gradients of the gates are wanted
+        self.pairs, self.n, self.learn = pairs, sum(p.n for p in pairs), learn
         self.like = [next(model.get_submodule(p.site).parameters()) for p in pairs]  # device and dtype of each
         self.set(torch.ones(self.n))
 
@@ -28,7 +28,7 @@ class Gates:
         "Make `m` the gates"
         if m.shape[-1] != self.n or m.dim() > 2: split_units(m, self.pairs)       # raises, saying what was expected
         parts = m.view(-1, self.n).split([p.n for p in self.pairs], dim=1)
-        self.parts = [x.reshape(-1, p.groups, p.size).to(w.device, w.dtype, copy=True).requires_grad_() for x, p, w in zip(parts, self.pairs, self.like)]
+        self.parts = [x.reshape(-1, p.groups, p.size).to(w.device, w.dtype, copy=True).requires_grad_(self.learn) for x, p, w in zip(parts, self.pairs, self.like)]
 
     def grad(self, loss:Tensor)->Tensor: # float32 or wider, shape [n] or [batch, n]
         "Gradient of the scalar `loss` in the gates, on their device"
@@ -59,18 +59,19 @@ def _hook(gates:Gates, i:int, module:nn.Module)->torch.utils.hooks.RemovableHand
 def gated(model:nn.Module,      # any model
           pairs:list[Pair],     # what to gate
           m:Tensor|None=None,   # gates, shape [n]; all 1 if not given
+          train:bool=False,     # leave weights and mode alone: they are trained under gates that are given, not learned
          )->Iterator[Gates]:
     "Run `model` in evaluation mode with gated units and frozen weights; everything is put back afterwards, also after an error"
     frozen, modes = [(p, p.requires_grad) for p in model.parameters()], [(x, x.training) for x in model.modules()]
     hooks = []
     try:
         with opened(model, pairs):
-            gates = Gates(model, pairs)
+            gates = Gates(model, pairs, learn=not train)
             if m is not None: gates.set(m)
             hooks += [_hook(gates, i, model.get_submodule(p.gate)) for i, p in enumerate(pairs)]
-            model.eval().requires_grad_(False)
+            if not train: model.eval().requires_grad_(False)
             yield gates
     finally:
         for h in hooks: h.remove()
-        for p, on in frozen: p.requires_grad_(on)
-        for x, mode in modes: x.training = mode
+        for p, on in frozen if not train else (): p.requires_grad_(on)
+        for x, mode in modes if not train else (): x.training = mode

@@ -12,7 +12,7 @@ from typing import Any
 from fastcore.basics import patch
 import numpy as np, pandas as pd, torch
 from torch import Tensor, nn
-from .budget import Costs, cost_of, params_of, solve, unit_costs
+from .budget import Costs, Steps, cost_of, params_of, solve, unit_costs
 from .cut import cut as cut_model, name_of
 from .files import load_tensors, save_tensors
 from .latency import measure as measure_latency, relative_latency
@@ -39,7 +39,7 @@ class SolutionPath:
     history:dict[str, list] = field(default_factory=dict) # per step: loss, and the method's own quantities
     info:dict[str, Any] = field(default_factory=dict)     # model, fingerprint, method, steps, seed, settings
 
-    def __post_init__(self): self.model, self.costs, self.batch = None, None, None
+    def __post_init__(self): self.model, self.costs, self.batch, self._steps = None, None, None, {}
 
     @property
     def n(self)->int: "Number of units"; return len(self.v)
@@ -113,7 +113,7 @@ def attach(self:SolutionPath,
     if (f := self.info.get("fingerprint")) and f != fingerprint(model):
         raise ValueError(f"{head}; this {names[0]} has other weights (fingerprint {fingerprint(model)}, searched {f}). Load the weights that were searched, or search again.")
     if example is None and a: example = a.example(model)
-    self.model, self.costs, self.batch = model, unit_costs(model, self.pairs, example), example
+    self.model, self.costs, self.batch, self._steps = model, unit_costs(model, self.pairs, example), example, {}
     return self
 
 def _attached(path:SolutionPath)->SolutionPath:
@@ -127,7 +127,7 @@ def measure(self:SolutionPath,
            )->SolutionPath:  # itself, with a table of latencies
     "Time the model's layers at several widths, for `cut(latency=…)`"
     if (x := _attached(self).batch if batch is None else batch) is None: raise ValueError(f"spp does not know what a {type(self.model).__name__} takes: pass a batch")
-    self.costs, self.batch = measure_latency(self.model, self.pairs, self.costs, x, **kw), x
+    self.costs, self.batch, self._steps = measure_latency(self.model, self.pairs, self.costs, x, **kw), x, {}
     return self
 
 @patch
@@ -138,7 +138,9 @@ def mask(self:SolutionPath,
         )->Tensor:       # bool, shape [n]
     "The units of the largest model within the budget; `ValueError` for a budget that cannot be met"
     if "latency" in budget and "latency" not in _attached(self).costs.dense: self.measure()
-    return solve(self.score, self.pairs, _attached(self).costs, align, uniform, **budget)
+    how = (self.score, self.pairs, _attached(self).costs, align, uniform)
+    if budget and (align, uniform) not in self._steps: self._steps[align, uniform] = Steps(*how)
+    return solve(*how, self._steps.get((align, uniform)), **budget)
 
 @patch
 def cut(self:SolutionPath,
