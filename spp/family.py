@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['leaving', 'walk', 'joint', 'SharedAttention', 'Family']
 
-# %% ../nbs/13_family.ipynb #2ee8d7f8
+# %% ../nbs/13_family.ipynb #ae251fb8
 import copy, json, math, os
 from pathlib import Path
 from typing import Any, Iterable
@@ -16,10 +16,11 @@ from .cut import cut as cut_model, load as load_model, save as save_model
 from .files import claim, replacing
 from .finetune import finetune
 from .gates import gated
+from .objective import ranks
 from .pairs import sites, split_units
 from .path import SolutionPath
 
-# %% ../nbs/13_family.ipynb #b9b11233
+# %% ../nbs/13_family.ipynb #a059476d
 def leaving(u:float,      # time within the part, in [0, 1]
             hold:float=.2,# share of it at the end in which the units are gone
            )->float:      # gate of a unit that leaves
@@ -38,14 +39,17 @@ def walk(path:SolutionPath, # attached to the dense model
          epochs:int=20,     # in all
          *, align:int=8, hold:float=.2, # see `leaving`
          teacher:nn.Module|None=None, # the dense model, if none is given
+         keep:str|os.PathLike|None=None, # a folder: members are saved there as they leave, and taken from there in a walk that is taken up again
          **kw,              # of `finetune`
         )->dict[float, nn.Module]: # budget → member, dense and cut
     "The prune stage: train while the network shrinks along `path`, and cut a member out at each budget"
     masks, dense = _nested(path, params, align), path.model; live, clean, members = copy.deepcopy(dense), copy.deepcopy(dense), {}
-    budgets = list(masks); before = [torch.ones(path.n, dtype=torch.bool), *masks.values()]
+    budgets = list(masks); place = lambda b: Path(keep) / f"params_{b:.2f}"; before = [torch.ones(path.n, dtype=torch.bool), *masks.values()]
+    if keep: members = {b: load_model(place(b)) for b in budgets if place(b).exists()}
     def leave(i:int):
         clean.load_state_dict(live.state_dict()); members[budgets[i]] = small = cut_model(clean, path.pairs, masks[budgets[i]])
         small.spp.model, small.spp.asked, small.spp.got = path.info.get("model", small.spp.model), dict(params=budgets[i]), dict(params=small.spp.params[0] / small.spp.params[1])
+        if keep and ranks()[0] == 0: save_model(small, place(budgets[i]))
     with gated(live, path.pairs, train=True) as gates:
         def at(k:int, n:int):
             i, u = divmod(k * len(budgets) / n, 1.); i = int(i)
