@@ -12,3 +12,5 @@ def family(request):
 def small():
     "A ViT that searches in a second, and batches for it"
     return small_vit()
+
+def pytest_configure(config): config.addinivalue_line("markers", "slurm: needs a Slurm cluster, see tests/slurm")
