@@ -1,0 +1,45 @@
+"A recipe from the command line, and killed in each of its stages"
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+import pandas as pd
+import torch
+from safetensors.torch import load_file
+
+def test_smoke_at_full_resolution(tmp_path):
+    r = subprocess.run([sys.executable, "-c", "from spp.cli import main; main()", "run", "deit_tiny", "--smoke", "--out", tmp_path / "run"], capture_output=True, text=True)
+    assert r.returncode == 0, r.stderr
+    table = pd.read_csv(tmp_path / "run/results.csv"); assert table.asked.tolist() == [1., .75, .5] and ((table.asked - .01 < table.share) & (table.share <= table.asked)).all()
+    assert json.loads((tmp_path / "run/results.json").read_text())["arguments"]["smoke"] is True
+
+RUN = """
+import os, signal, sys
+import spp.recipes as recipes
+from spp.recipes import RECIPES, Recipe, run
+dies, generated = int(sys.argv[2]), recipes.generated
+class Mortal(list):                        # batches of a process that ends, as on a cluster, when batch `dies` is asked for
+    def __iter__(self):
+        global dies
+        for batch in super().__iter__():
+            if dies == 0: os.kill(os.getpid(), signal.SIGKILL)
+            dies -= 1; yield batch
+recipes.generated = lambda *a: Mortal(generated(*a))
+RECIPES["tiny"] = Recipe("test_vit", 30, 4, 4, 4, 1e-3)
+run("tiny", out=sys.argv[1], smoke=True, update=30, prune=4, finetune=4, ema=.9, progress=False)
+"""
+
+def test_killed_in_each_stage(tmp_path):
+    "In the search, in the walk, in a fine-tuning: the same command ends at the same bits and the same table"
+    script = tmp_path / "run.py"; script.write_text(RUN); go = lambda out, dies: subprocess.run([sys.executable, script, out, str(dies)], capture_output=True, text=True)
+    r = go(tmp_path / "want", -1); assert r.returncode == 0, r.stderr
+    there = lambda: {p.name for p in (tmp_path / "got").iterdir()}
+    for dies, has, lacks in ((43, "search.run", "order.path"), (9, "prune.run", "params_0.75"), (12, "params_0.75.run", "params_0.75")):
+        r = go(tmp_path / "got", dies); assert r.returncode == -signal.SIGKILL, r.stderr
+        assert has in there() and lacks not in there(), (dies, there())
+    r = go(tmp_path / "got", -1); assert r.returncode == 0, r.stderr
+    for name in ("params_0.75", "params_0.50", "pruned/params_0.50"):
+        a, b = (load_file(tmp_path / d / name / "model.safetensors") for d in ("want", "got")); assert all(torch.equal(a[k], b[k]) for k in a), name
+    assert (tmp_path / "want/results.csv").read_text() == (tmp_path / "got/results.csv").read_text() and (tmp_path / "want/params_0.50.jsonl").read_text() == (tmp_path / "got/params_0.50.jsonl").read_text()
+    assert not {n for n in there() if n.endswith(".run")}
