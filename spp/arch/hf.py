@@ -4,12 +4,16 @@
 
 # %% auto #0
 __all__ = ['size', 'weight', 'Bias', 'Heads', 'heads', 'mlp', 'knows', 'pairs', 'Values', 'Outputs', 'resized', 'resize',
-           'NoHeads', 'cut', 'unit_weights', 'describe', 'build', 'example']
+           'NoHeads', 'cut', 'unit_weights', 'describe', 'build', 'example', 'stock_config', 'configured',
+           'write_config', 'from_stock']
 
 # %% ../../nbs/04_hf.ipynb #1ee1d351
-import copy, inspect, re
+import copy, inspect, json, re
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator
 import torch, transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -59,6 +63,8 @@ def heads(model:nn.Module, site:str # a module's name
     if other := has.keys() - _INNER - {*maps, out.rpartition(".")[2]}: return f"{kind} holds parts that are not known here: {', '.join(sorted(other))}"
     dim = getattr(a, "head_dim", None) or getattr(a, "attention_head_size", None)
     if not dim: return f"{kind} does not say how wide its heads are (head_dim or attention_head_size)"
+    if getattr(a, "rotary_value", False): return "rotary positions turn its values"
+    if any(x.numel() != dim for name in ("q_norm", "k_norm") if name in has for x in has[name].parameters()): return "q_norm and k_norm mix all heads"
     q, k, v = [size(made[0])[0] // 3] * 3 if fused else [size(x)[0] for x in made]
     n, groups = q // dim, k // dim
     if (q, k, v, size(o)[1]) != (n * dim, groups * dim, groups * dim, n * dim) or n % groups: return f"heads of {dim} do not fit q, k, v of {q}, {k}, {v} and an output of {size(o)[1]}"
@@ -265,18 +271,22 @@ def unit_weights(model:nn.Module, pair:Pair)->tuple[Tensor, Tensor]: # of the tw
     return v, o.transpose(1, 2).reshape(a.groups * a.dim, -1)
 
 # %% ../../nbs/04_hf.ipynb #22eaa278
+_OWN = ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype")    # of a configuration: where the weights come from, not structure
+
 def describe(model:nn.Module)->dict:
     "How to make a model of the same structure: JSON-able, for `build`"
     options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(type(model)).parameters and model.pooler is None else {}
-    return {"library": "transformers", "class": type(model).__name__, "options": options,
-            "config": {k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype")}}
+    d = {"library": "transformers", "class": type(model).__name__, "options": options, "config": {k: v for k, v in model.config.to_dict().items() if k not in _OWN}}
+    return d | {"generation": {k: v for k, v in json.loads(model.generation_config.to_json_string()).items() if k not in _OWN}} if model.can_generate() else d
 
 def build(d:dict # what `describe` returned
          )->nn.Module:
     "Make the model of a description; its weights are not initialised"
     from transformers.initialization import no_init_weights
     kind = getattr(transformers, d["class"])
-    with no_init_weights(): return kind(kind.config_class.from_dict(d["config"]), **d["options"]).eval()
+    with no_init_weights(): model = kind(kind.config_class.from_dict(d["config"]), **d["options"]).eval()
+    if "generation" in d: model.generation_config = transformers.GenerationConfig.from_dict(d["generation"])
+    return model
 
 def example(model:nn.Module)->Tensor|dict[str, Tensor]: # of one sample: token ids [1, 128] (fewer if the model has fewer positions, two of which RoBERTa keeps to itself), a picture [1, channels, height, width], or both
     "An input that `model` takes"
@@ -285,3 +295,53 @@ def example(model:nn.Module)->Tensor|dict[str, Tensor]: # of one sample: token i
     def tokens(c): return torch.zeros(1, min(128, getattr(c, "max_position_embeddings", 130) - 2), dtype=torch.long, device=p.device)
     if hasattr(c, "text_config") and hasattr(c, "vision_config"): return {"input_ids": tokens(c.text_config), "pixel_values": picture(c.vision_config)}
     return picture(c) if model.main_input_name == "pixel_values" else tokens(c)
+
+# %% ../../nbs/04_hf.ipynb #635bc2dc
+def _numbers(model:nn.Module, site:str, w:dict[str, int], c)->dict[str, int]:
+    "The layer `site` in the words of its configuration"
+    if "hidden" in w: return {k: w["hidden"]} if (k := _number(c)) else {}
+    n, layer = w["heads"], model.get_submodule(site); d = getattr(layer, "head_dim", None) or getattr(layer, "attention_head_size", 0)
+    out = {"num_attention_heads": n}
+    if hasattr(c, "num_key_value_heads"): out["num_key_value_heads"] = n * c.num_key_value_heads // c.num_attention_heads
+    if n and (hasattr(c, "head_dim") or n * d != c.hidden_size): out["head_dim"] = d
+    return out | ({"v_head_dim": w["head_dim"]} if n and w["head_dim"] != d else {})
+
+def stock_config(model:nn.Module,                 # a cut model
+                 widths:dict[str, dict[str, int]],# layer → what was left of it, as in its report
+                )->tuple[object, dict[str, dict[int, dict[str, int]]]]:
+    "A configuration with the numbers of all layers, and those of single layers that differ: part of the configuration → layer → number"
+    config, layers, other = copy.deepcopy(model.config), {}, {}
+    if config.is_encoder_decoder: return config, other                       # its layers are counted twice
+    for site, w in widths.items():
+        if (found := _config(model, site)) is None or not (i := re.search(r"\.(\d+)\.", f".{site}.")): continue
+        layers.setdefault(found[0], {}).setdefault(int(i[1]), {}).update(_numbers(model, site, w, found[1]))
+    for part, rows in layers.items():
+        c = getattr(config, part) if part else config; head_dim = getattr(c, "head_dim", c.hidden_size // c.num_attention_heads)
+        for k in sorted({k for row in rows.values() for k in row}):
+            dense = head_dim if k in ("head_dim", "v_head_dim") else getattr(c, k) or 4 * c.hidden_size; k = c.attribute_map.get(k, k)
+            values = [{c.attribute_map.get(a, a): x for a, x in rows.get(i, {}).items()}.get(k, dense) for i in range(c.num_hidden_layers)]
+            (common, _), = Counter(values).most_common(1); setattr(c, k, common)
+            for i, x in enumerate(values):
+                if x != common: other.setdefault(part, {}).setdefault(i, {})[k] = x
+    return config, other
+
+@contextmanager
+def configured(model:nn.Module, config)->Iterator[None]:
+    "`model` with another configuration, for a while"
+    old, model.config = model.config, config
+    try: yield
+    finally: model.config = old
+
+def write_config(folder:Path, model:nn.Module, config, other:dict)->None:
+    "What `stock_config` said, as `config.json`"
+    d = config.to_diff_dict() | {"architectures": [type(model).__name__], "dtype": str(model.dtype).removeprefix("torch.")}
+    for part, rows in other.items(): (d.setdefault(part, {}) if part else d)["per_layer_config"] = {str(i).zfill(len(str(max(rows)))): row for i, row in sorted(rows.items())}
+    (folder / "config.json").write_text(json.dumps(d, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if model.can_generate(): model.generation_config.save_pretrained(folder)
+
+def from_stock(folder:Path, d:dict # what `describe` said
+              )->nn.Module:
+    "The model that transformers makes of `folder`"
+    model = getattr(transformers, d["class"]).from_pretrained(folder, **d["options"])
+    for x in [*model.parameters(), *model.buffers()]: x.data = x.data.clone()        # a clone is aligned in memory, which decides last bits
+    return model
