@@ -176,3 +176,10 @@ def test_how_to_generate_is_kept(tmp_path):
     model, x = FAMILIES["hf_gpt2"](); model.generation_config.max_new_tokens = 3; model.generation_config.eos_token_id = None; model.generation_config.pad_token_id = 0
     small = halved(randomised(model)); ids = x["input_ids"]
     for back in (load(save(small, tmp_path / "m")),): assert back.generation_config.max_new_tokens == 3 and torch.equal(back.generate(ids, do_sample=False), small.generate(ids, do_sample=False))
+
+def test_parameters_that_not_every_model_of_a_class_has(tmp_path):
+    "A mask token is described; a parameter that cannot be is not lost in silence"
+    model = randomised(transformers.ViTModel(FAMILIES["hf_vit"]()[0].config, add_pooling_layer=False, use_mask_token=True)); x = FAMILIES["hf_vit"]()[1]; small = halved(model)
+    back = load(save(small, tmp_path / "m")); assert torch.equal(out(back, x), out(small, x)) and torch.equal(back.embeddings.mask_token, model.embeddings.mask_token)
+    small.layernorm.register_parameter("extra", torch.nn.Parameter(torch.ones(1)))
+    with pytest.raises(TypeError, match="`layernorm.extra` is only in it. Save its state_dict"): save(small, tmp_path / "n")

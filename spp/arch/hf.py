@@ -275,7 +275,8 @@ _OWN = ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype")
 
 def describe(model:nn.Module)->dict:
     "How to make a model of the same structure: JSON-able, for `build`"
-    options = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(type(model)).parameters and model.pooler is None else {}
+    takes = inspect.signature(type(model)).parameters; options = {"add_pooling_layer": False} if "add_pooling_layer" in takes and model.pooler is None else {}
+    if "use_mask_token" in takes and model.embeddings.mask_token is not None: options["use_mask_token"] = True
     d = {"library": "transformers", "class": type(model).__name__, "options": options, "config": {k: v for k, v in model.config.to_dict().items() if k not in _OWN}}
     return d | {"generation": {k: v for k, v in json.loads(model.generation_config.to_json_string()).items() if k not in _OWN}} if model.can_generate() else d
 
@@ -293,7 +294,7 @@ def example(model:nn.Module)->Tensor|dict[str, Tensor]: # of one sample: token i
     c, p = model.config, next(model.parameters())
     def picture(c): return torch.zeros(1, c.num_channels, *([c.image_size] * 2 if isinstance(c.image_size, int) else c.image_size), dtype=p.dtype, device=p.device)
     def tokens(c): return torch.zeros(1, min(128, getattr(c, "max_position_embeddings", 130) - 2), dtype=torch.long, device=p.device)
-    if hasattr(c, "text_config") and hasattr(c, "vision_config"): return {"input_ids": tokens(c.text_config), "pixel_values": picture(c.vision_config)}
+    if hasattr(model, "logit_scale") and hasattr(c, "vision_config"): return {"input_ids": tokens(c.text_config), "pixel_values": picture(c.vision_config)}   # CLIP
     return picture(c) if model.main_input_name == "pixel_values" else tokens(c)
 
 # %% ../../nbs/04_hf.ipynb #635bc2dc
