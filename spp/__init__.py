@@ -3,10 +3,10 @@ __version__ = "0.1.0"
 
 from spp.pairs import Pair, find_pairs, mlp_pair
 from spp.gates import gated
-from spp.cut import Cut, cut, load, save
+from spp.cut import Cut, cut, load, save, save_pretrained
 from spp.path import SolutionPath
 from spp.objective import SearchStopped
 from spp.search import search
 from spp.finetune import finetune
 
-__all__ = ["Cut", "Pair", "SearchStopped", "SolutionPath", "cut", "find_pairs", "finetune", "gated", "load", "mlp_pair", "save", "search"]
+__all__ = ["Cut", "Pair", "SearchStopped", "SolutionPath", "cut", "find_pairs", "finetune", "gated", "load", "mlp_pair", "save", "save_pretrained", "search"]

@@ -75,11 +75,12 @@ def step_size(pairs:list[Pair], # the pairs of one layer
     return min(align, size)
 
 def _chunks(values:list[Tensor], # scores of the pairs of one layer, shape [groups, size] each
-            sizes:list[int]|None,# units by which each group grows, step by step; None: a whole group a step
+            sizes:list[int],     # units by which each group grows, step by step
+            whole:bool=False,    # or numbers of whole groups
            )->list[list[Tensor]]:# of each pair, the flat positions that enter with each step
     "The units of a layer in the order in which they enter"
     groups, size = values[0].shape; rows = torch.arange(groups * size).view(groups, size)
-    if sizes is None: order = torch.stack([x.mean(1) for x in values]).mean(0).argsort(descending=True, stable=True); return [[rows[g] for g in order] for _ in values]
+    if whole: return [[c.flatten() for c in rows[torch.stack([x.mean(1) for x in values]).mean(0).argsort(descending=True, stable=True)].split(sizes)] for _ in values]
     return [[c.flatten() for c in rows.gather(1, x.sort(dim=1, descending=True, stable=True).indices).split(sizes, 1)] for x in values]
 
 def _moves(by_site:dict[str, list[int]], pairs:list[Pair], uniform:bool)->list[list[str]]:
@@ -106,12 +107,12 @@ class Steps:
         for s, names in enumerate(self.moves):
             least = min((pairs[by_site[n][0]].size for n in names)); a, whole = step_size([pairs[i] for i in by_site[names[0]]], align), uniform and pairs[by_site[names[0]][0]].stock == "groups"
             for n in names:
-                at = by_site[n]; ends = [min(j * a, least) * pairs[at[0]].size // least for j in range(-(-least // a) + 1)]
-                for i, c in zip(at, _chunks([values[i] for i in at], None if whole else [y - x for x, y in zip(ends, ends[1:])])): self.chunks[i] = c
+                at = by_site[n]; p = pairs[at[0]]; ends = [0, *(p.counts or range(1, p.groups + 1))] if whole else [min(j * a, least) * p.size // least for j in range(-(-least // a) + 1)]
+                for i, c in zip(at, _chunks([values[i] for i in at], [y - x for x, y in zip(ends, ends[1:])], whole)): self.chunks[i] = c
             members = [i for n in names for i in by_site[n]]
             for j, parts in enumerate(zip(*(self.chunks[i] for i in members))):
                 mean = torch.cat([values[i].flatten()[c] for i, c in zip(members, parts)]).mean().item()
-                held = [1 if whole and j else 0 if whole or j else pairs[i].groups - 1 for i in members]     # groups that bring what comes with a group
+                held = [len(c) // pairs[i].size - (j == 0) if whole else 0 if j else pairs[i].groups - 1 for i, c in zip(members, parts)]     # groups that bring what comes with a group
                 cost = {k: sum(len(c) * u[i] + h * costs.group[k][i] for i, c, h in zip(members, parts, held)) for k, u in costs.unit.items()}
                 if costs.time:
                     done = [sum(map(len, self.chunks[by_site[n][0]][:j + e])) / pairs[by_site[n][0]].n for n in names for e in (0, 1)]

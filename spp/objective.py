@@ -61,6 +61,8 @@ def answer(model:nn.Module,
     y = call(model, x)
     if read is not None: return Answer(read(y, x), False, None)
     if isinstance(y, Tensor): return Answer(y, y.dim() == 2 and getattr(model, "num_classes", 0) == y.shape[1], None)
+    if isinstance(out := getattr(y, "logits_per_image", None), Tensor):             # which text fits a picture, and which picture a text
+        return Answer(torch.cat([out, y.logits_per_text]) if len(out) == out.shape[1] else out, True, None)
     for name in ("logits", "last_hidden_state"):
         if isinstance(out := getattr(y, name, None), Tensor):
             seen = x.get("attention_mask") if isinstance(x, Mapping) else None

@@ -20,7 +20,7 @@ from .files import load_tensors, save_tensors
 from .gates import gated
 from .inclusion import Split, clock, couple, curvature, diagonal_gates, energy, max_step, metric, start, step
 from .objective import Problem, SearchStopped, fisher, ranks, stream
-from .pairs import Pair, find_pairs, fingerprint
+from .pairs import Pair, find_pairs, fingerprint, has_values
 from .path import SolutionPath
 
 # %% ../nbs/11_search.ipynb #48ae8a2f
@@ -178,6 +178,7 @@ def search(model:nn.Module,      # a pretrained transformer; left as it was
     if method not in METHODS: raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
     if steps == "auto": return _until_settled(model, data, loss, read=read, pairs=pairs, method=method, seed=seed, amp=amp, checkpoint=checkpoint, progress=progress, **settings)
     if not isinstance(steps, int) or steps < 1: raise ValueError(f"`steps` must be a positive whole number or \"auto\", got {steps!r}")
+    has_values(model)
     how, pairs, device, (rank, world) = METHODS[method](**settings), find_pairs(model) if pairs is None else list(pairs), next(model.parameters()).device, ranks()
     info = dict(model=name_of(model), fingerprint=fingerprint(model), units=sum(p.n for p in pairs), method=method, steps=steps, seed=seed, settings=asdict(how),
                 loss="label-free" if loss is None else _name(loss), read="everything" if read is None else _name(read), spp=version("spp"), processes=world)

@@ -24,6 +24,7 @@ def _text(make):
     return both
 
 _SMALL = dict(vocab_size=61, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, max_position_embeddings=32)
+_PICTURE = dict(image_size=32, patch_size=8, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=64)
 _LLAMA = dict(_SMALL, hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=12, intermediate_size=64)
 FAMILIES = {
     "deit_tiny": _timm(lambda: timm.create_model("deit_tiny_patch16_224", img_size=64, num_classes=11)),
@@ -37,6 +38,13 @@ FAMILIES = {
                        torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))),
     "hf_clip_vision": lambda: (hf.CLIPVisionModel(hf.CLIPVisionConfig(image_size=32, patch_size=8, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=64)),
                                torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))),
+    "hf_deit": lambda: (hf.DeiTForImageClassification(hf.DeiTConfig(**_PICTURE, num_labels=7)), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))),
+    "hf_deit_distilled": lambda: (hf.DeiTForImageClassificationWithTeacher(hf.DeiTConfig(**_PICTURE, num_labels=7)), torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))),
+    "hf_clip_text": _text(lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**_SMALL, intermediate_size=64))),
+    "hf_clip": lambda: (m := hf.CLIPModel(hf.CLIPConfig(text_config=dict(_SMALL, intermediate_size=64), vision_config=_PICTURE, projection_dim=24)),
+                        _text(lambda: m)()[1] | {"pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))}),
+    "hf_gpt2": _text(lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=61, n_embd=48, n_layer=2, n_head=3, n_positions=32, n_inner=64))),
+    "hf_gpt2_scaled": _text(lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=61, n_embd=48, n_layer=2, n_head=3, n_positions=32, scale_attn_by_inverse_layer_idx=True))),
     "hf_opt": _text(lambda: hf.OPTForCausalLM(hf.OPTConfig(**_SMALL, ffn_dim=64, word_embed_proj_dim=48))),
     "hf_llama": _text(lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_LLAMA))),
     "hf_llama_tied": _text(lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_LLAMA, tie_word_embeddings=True, attention_bias=True, mlp_bias=True))),

@@ -31,3 +31,39 @@ def test_within_a_percent(shape):
             if i: told = cost_of(path.mask(**{k: b}), pairs, path.costs)[k]
             else: small = path.cut(**{k: b}); told = count(small)                 # the first is built and counted
             assert b - .01 <= told / path.costs.dense[k] <= b, (k, b, told / path.costs.dense[k])
+
+def _random_path(model, seed=0):
+    pairs = find_pairs(model)
+    return SolutionPath(pairs, torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(seed))).attach(model)
+
+def test_equal_widths():
+    "uniform=True: the same widths in all layers, each with its own best units; counts of heads that a configuration accepts"
+    with torch.device("meta"): model = SHAPES["llama_160m"]().eval()
+    path = _random_path(model)
+    for b in (.9, .7, .5):
+        small = path.cut(uniform=True, params=b); widths = small.spp.widths
+        assert len({str(w) for s, w in widths.items() if s.endswith("mlp")}) == 1 and len({str(w) for s, w in widths.items() if s.endswith("attn")}) == 1
+        heads = next(w for s, w in widths.items() if s.endswith("attn")); assert 768 % heads["heads"] == 0 and heads["head_dim"] == 64
+        assert b - .06 < small.spp.got["params"] <= b and params_of(small) == small.spp.params[0]
+    units = [x.nonzero().flatten().tolist() for p, x in zip(path.pairs, path.mask(uniform=True, params=.7).split([p.n for p in path.pairs])) if p.kind == "glu"]
+    assert len({tuple(u) for u in units}) == len(units)
+    with pytest.raises(ValueError, match=r"params=0.05 cannot be met: what is not cut .* Reachable: 0\.\d+ to 1"): path.cut(uniform=True, params=.05)
+
+def test_equal_widths_of_nothing():
+    model = hf.BertModel(hf.BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)).eval(); path = _random_path(model)
+    small = path.cut(uniform=True, params=.9); assert {w["head_dim"] for s, w in small.spp.widths.items() if s.endswith("self")} == {8}    # BERT's heads cannot be fewer or narrower for its own class
+    path.pairs = [p for p in path.pairs if p.kind != "mlp"]; path.v = path.v[:sum(p.n for p in path.pairs)]; path.attach(model)
+    with pytest.raises(ValueError, match="uniform=True: no layer of this model can be narrower"): path.cut(uniform=True, params=.9)
+
+def test_several_budgets_and_contradictions():
+    with torch.device("meta"): model = SHAPES["deit_small"]().eval()
+    path = _random_path(model); got = path.cut(params=.6, flops=.5, units=.55).spp.got
+    assert got["params"] <= .6 and got["flops"] <= .5 and got["units"] <= .55 and max(got["params"] / .6, got["flops"] / .5, got["units"] / .55) > .98
+    with pytest.raises(ValueError, match="flops=0.001 cannot be met"): path.cut(params=.6, flops=.001)
+
+def test_time_is_a_budget():
+    "Predicted from the table, and measured; both are told, and all budgets are met"
+    torch.manual_seed(0); model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2).eval()
+    path = _random_path(model).measure(torch.randn(4, 3, 64, 64), rounds=3, progress=False); small = path.cut(latency=.7, params=.8)
+    assert small.spp.got["latency"] <= .7 and small.spp.got["params"] <= .8 and small.spp.got["latency, measured"] > 0 and "latency, measured" in str(small.spp)
+    with pytest.raises(ValueError, match="milliseconds"): path.cut(latency=1e-6)

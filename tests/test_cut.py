@@ -8,7 +8,7 @@ from spp.objective import answer
 from spp.pairs import adapter_of, split_units
 from spp.path import SolutionPath
 from spp.budget import Steps, cost_of, macs_of, params_of
-from families import ROTARY, out
+from families import FAMILIES, ROTARY, out, randomised
 
 def masks(pairs):
     "Random masks, with the cases that have gone wrong in other tools"
@@ -67,18 +67,50 @@ def test_budgets_are_true(family):
     for b in (.9, .6, .4):
         if b < rest: continue                                                      # rotary attention keeps its queries and keys
         told = lambda k: cost_of(path.mask(**{k: b}), pairs, path.costs)[k] / path.costs.dense[k]
-        small = path.cut(params=b); got = params_of(small) / params_of(model); assert b - finest["params"] < told("params") <= b and got == small.spp.got["params"]
-        free = lambda: any(w.get("head_dim") == 0 for w in small.spp.widths.values()) and not any(p.kind == "qk" for p in pairs)     # groups without values take their queries and keys along
-        assert got < told("params") if free() else abs(got - told("params")) < 1e-9
-        small = path.cut(flops=b); got = macs_of(small, one) / macs_of(model, one); assert b - finest["flops"] < told("flops") <= b and got <= small.spp.got["flops"] + 1e-9 and (free() or abs(got - told("flops")) < 1e-9)
+        small = path.cut(params=b); got = params_of(small) / params_of(model); assert b - finest["params"] < got <= b and got == small.spp.got["params"] and abs(got - told("params")) < 1e-9
+        small = path.cut(flops=b); got = macs_of(small, one) / macs_of(model, one); assert b - finest["flops"] < got <= b and abs(got - told("flops")) < 1e-9
         small = path.cut(units=b); assert b - finest["units"] < small.spp.units[0] / path.n <= b
     assert path.cut(params=int(.7 * params_of(model))).spp.params[0] <= .7 * params_of(model)
 
 def test_what_is_left_alone_is_said():
     "Rotary queries and keys stay, with the reason; grouped values lose a dimension in all heads that share them"
-    from families import FAMILIES
     from spp.arch.hf import pairs
     for name in ROTARY:
         found, skipped = pairs(FAMILIES[name]()[0])
         assert {p.kind for p in found} == {"vo", "glu"} and {p.groups for p in found if p.kind == "vo"} == {2}
         assert all(("norm" if name == "hf_qwen3" else "rotary") in why for k, why in skipped.items() if k.startswith("qk of")) and len(skipped) == 2
+
+@pytest.mark.parametrize("name", ["hf_gpt2", "hf_opt", "hf_llama", "hf_llama_tied", "hf_mistral", "hf_qwen2", "hf_qwen3"])
+def test_generating(name):
+    "With the cache a cut model writes what it would write without, also where a layer has lost all its heads"
+    model, x = FAMILIES[name](); ids, pairs = x["input_ids"], find_pairs(randomised(model))
+    for what, mask in masks(pairs):
+        small = cut(model, pairs, mask); want = ids
+        for _ in range(4): want = torch.cat([want, small(input_ids=want, use_cache=False).logits[:, -1:].argmax(-1)], 1)
+        assert torch.equal(small.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=None), want), what
+
+@pytest.mark.parametrize("settings", [dict(scale_attn_by_inverse_layer_idx=True), dict(reorder_and_upcast_attn=True), dict(scale_attn_weights=False), dict(add_cross_attention=True)])
+def test_settings_of_gpt2(settings):
+    "The scale of a layer stays what it was; cross attention is left alone, with the reason"
+    import transformers as hf
+    from spp.arch.hf import pairs as look
+    model = randomised(hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=61, n_embd=48, n_layer=2, n_head=3, n_positions=32, attn_implementation="eager", **settings)))
+    found, left = look(model); x = {"input_ids": torch.arange(9)[None], "use_cache": False}; assert sorted(p.kind for p in found) == ["mlp", "mlp", "qk", "qk", "vo", "vo"]
+    if "add_cross_attention" in settings:
+        assert set(left) == {"transformer.h.0.crossattention", "transformer.h.1.crossattention"} and all("attends to another model" in why for why in left.values())
+        x["encoder_hidden_states"] = torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(0))
+        y = {**x, "use_cache": True}; none = cut(model, found, torch.zeros(sum(p.n for p in found))); assert torch.allclose(none(**y).logits, none(**x).logits, atol=1e-6)   # no heads, and a cache of two
+    else: assert left == {}
+    for name, mask in masks(found):
+        with gated(model, found, mask.float()): want = out(model, x)
+        assert (out(cut(model, found, mask), x) - want).abs().max() <= 1e-5 * max(1, want.abs().max()), name
+
+def test_what_a_class_computes_itself_is_left_alone():
+    "Classes without a scale of their own keep queries and keys; a norm over all heads keeps the heads; turned values stay"
+    import transformers as hf
+    from spp.arch.hf import pairs as look
+    small = dict(vocab_size=61, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, intermediate_size=64, max_position_embeddings=32)
+    of = lambda kind, **kw: look(getattr(hf, kind + "Model")(getattr(hf, kind + "Config")(**small, **kw)))
+    found, left = of("MegatronBert"); assert sorted(p.kind for p in found) == ["mlp", "vo"] and left == {"qk of encoder.layer.0.attention.self": "its softmax scale follows the width of its heads"}
+    found, left = of("Olmo2"); assert [p.kind for p in found] == ["glu"] and left == {"layers.0.self_attn": "q_norm and k_norm mix all heads"}
+    found, left = of("RoFormer", embedding_size=48, rotary_value=True); assert [p.kind for p in found] == ["mlp"] and list(left.values()) == ["rotary positions turn its values"]

@@ -1,10 +1,14 @@
 "Models and paths on disk: round trips in a fresh process, damage, folders that hold something else"
+import json
+import os
 import subprocess
 import sys
+import warnings
 import pytest
 import torch
-from spp import SolutionPath, cut, find_pairs, load, save, search
-from families import out
+import transformers
+from spp import SolutionPath, cut, find_pairs, load, save, save_pretrained, search
+from families import FAMILIES, out, randomised
 
 def halved(model):
     pairs = find_pairs(model)
@@ -83,3 +87,99 @@ def test_path_round_trip(small, tmp_path):
     model, data = small; path = search(model, data, steps=12, method="plain"); path.save(tmp_path / "a.path"); back = SolutionPath.load(tmp_path / "a.path", model)
     assert repr(back) == repr(path) and back.history == path.history and torch.equal(back.entered, path.entered)
     assert torch.equal(back.cut(units=.4)(data[0][0]), path.cut(units=.4)(data[0][0]))
+
+# ---- for transformers
+
+HF = [k for k in FAMILIES if k.startswith("hf_")]
+
+def evenly(pairs):
+    "A mask that takes from each layer what the stock class can have less of: half of the groups, other ones in each layer, or all but 24 units"
+    g, out = torch.Generator().manual_seed(0), []
+    for p in pairs:
+        m = torch.full((p.groups, p.size), p.stock == "")
+        if p.stock == "groups": m[torch.randperm(p.groups, generator=g)[:-(-p.groups // 2)]] = True
+        if p.stock == "units": m[:, torch.randperm(p.size, generator=g)[:24]] = True
+        out.append(m.flatten())
+    return torch.cat(out)
+
+@pytest.mark.parametrize("name", HF)
+def test_even_cut_is_a_stock_model(name, tmp_path):
+    "Cut alike in all layers, a model is loaded by its own class with other numbers, and by spp to equal bits; both can be saved and cut again"
+    model, x = FAMILIES[name](); pairs = find_pairs(randomised(model)); small = cut(model, pairs, evenly(pairs)); y, config = out(small, x), model.config.to_dict()
+    assert {p.stock for p in pairs if p.kind in ("mlp", "glu")} == {"units"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error"); save_pretrained(small, tmp_path / "m"); save_pretrained(small, tmp_path / "m")
+    assert small.config.to_dict() == config                                            # saving changed nothing
+    stock = type(model).from_pretrained(tmp_path / "m", **small.spp.build["options"])
+    assert {type(m).__module__.partition(".")[0] for m in stock.modules()} <= {"torch", "transformers"} and sum(p.numel() for p in stock.parameters()) == small.spp.params[0] < small.spp.params[1]
+    assert (out(stock, x) - y).abs().max() <= 1e-6 * max(1, y.abs().max())
+    back = load(tmp_path / "m"); assert torch.equal(out(back, x), y) and str(back.spp) == str(small.spp)
+    assert torch.equal(out(load(save(back, tmp_path / "ours")), x), y)
+    twice = halved(back)
+    with pytest.warns(UserWarning, match="only spp.load can read this model"): save_pretrained(twice, tmp_path / "twice")
+    assert torch.equal(out(load(tmp_path / "twice"), x), out(twice, x))
+
+@pytest.mark.parametrize("name", ["hf_llama", "hf_opt", "hf_bert"])
+def test_even_cut_without_spp(name, tmp_path):
+    "A process in which spp cannot be imported loads the folder"
+    model, x = FAMILIES[name](); pairs = find_pairs(randomised(model)); small = cut(model, pairs, evenly(pairs)); save_pretrained(small, tmp_path / "m")
+    torch.save({"x": x, "y": out(small, x)}, tmp_path / "xy.pt")
+    code = (f"import sys; sys.modules['spp'] = None\nimport torch, transformers; d = torch.load({str(tmp_path / 'xy.pt')!r}, weights_only=True)\n"
+            f"m = transformers.{'AutoModelForCausalLM' if model.can_generate() else 'AutoModel'}.from_pretrained({str(tmp_path / 'm')!r})\ny = m(**d['x'])\n"
+            f"assert (y.{'logits' if model.can_generate() else 'last_hidden_state'} - d['y']).abs().max() <= 1e-6, y")
+    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"})
+    assert r.returncode == 0, r.stderr
+
+@pytest.mark.parametrize("name", HF)
+def test_uneven_cut_for_transformers(name, tmp_path):
+    "What the stock class cannot be is said, described layer by layer, and loaded by spp to equal bits"
+    model, x = FAMILIES[name](); small = halved(randomised(model)); y = out(small, x)
+    with pytest.warns(UserWarning, match=rf"only spp.load can read this model, the class {type(model).__name__} cannot. .*(but not in layers \d|no number for all layers makes `)"): save_pretrained(small, tmp_path / "m")
+    assert torch.equal(out(load(tmp_path / "m"), x), y)
+    told = transformers.AutoConfig.from_pretrained(tmp_path / "m"); dense = model.config
+    for part in [p for p in dense.sub_configs] or [""]:
+        c, n = (getattr(told, part), getattr(dense, part)) if part else (told, dense); prefix = f"{part.partition('_')[0]}_model." if part else ""
+        for i, layer in enumerate(c.per_layer_config):
+            w = next(w for s, w in small.spp.widths.items() if f".{i}." in f".{s}." and s.startswith(prefix) and "heads" in w)
+            assert layer.num_attention_heads == w["heads"] and n.num_hidden_layers == len(c.per_layer_config)
+    with pytest.raises(Exception): type(model).from_pretrained(tmp_path / "m")         # better no model than a wrong one
+
+@pytest.mark.parametrize("name,text", [("hf_bert", "no number for all layers makes `encoder.layer.0.attention.self"), ("hf_llama", "no number for all layers makes `model.layers.0.self_attn.v_proj`")])
+def test_even_but_narrow_heads(name, text, tmp_path):
+    "Widths that are the same in all layers but that no number stands for"
+    model, x = FAMILIES[name](); pairs = find_pairs(randomised(model)); small = cut(model, pairs, torch.cat([torch.arange(p.size).lt(8).repeat(p.groups) for p in pairs]))
+    with pytest.warns(UserWarning, match=text): save_pretrained(small, tmp_path / "m")
+    assert torch.equal(out(load(tmp_path / "m"), x), out(small, x))
+
+def test_numbers_that_a_class_refuses(tmp_path):
+    "Llama wants a number of heads that divides hidden_size; it is not asked to be what it cannot"
+    model = randomised(transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64))); pairs = find_pairs(model)
+    small = cut(model, pairs, torch.cat([(torch.arange(p.groups * p.size) < p.size * 3).float() if p.kind == "vo" else torch.ones(p.n) for p in pairs])); x = torch.arange(5)[None]
+    with pytest.warns(UserWarning, match=r"LlamaForCausalLM cannot be made from the numbers of this cut: .*hidden size \(32\) is not a multiple of the number of attention heads \(3\)"): save_pretrained(small, tmp_path / "m")
+    assert torch.equal(load(tmp_path / "m")(x).logits, small(x).logits)
+
+def test_saving_for_transformers_where_something_is(tmp_path):
+    model, x = FAMILIES["hf_llama"](); pairs = find_pairs(randomised(model)); small = cut(model, pairs, evenly(pairs))
+    model.save_pretrained(tmp_path / "theirs")                                         # a checkpoint of somebody's
+    with pytest.raises(FileExistsError, match="holds config.json, .*not a model saved by spp for transformers"): save_pretrained(small, tmp_path / "theirs")
+    save_pretrained(small, tmp_path / "m"); (tmp_path / "m" / "tokenizer.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="holds tokenizer.json"): save_pretrained(small, tmp_path / "m")
+    (tmp_path / "m" / "tokenizer.json").unlink(); y = out(small, x)
+    def full(folder): (folder / "model.safetensors").write_bytes(b"half"); raise OSError("No space left on device")
+    small.save_pretrained = full                                                       # a failed save leaves the old one
+    with pytest.raises(OSError): save_pretrained(small, tmp_path / "m")
+    assert torch.equal(out(load(tmp_path / "m"), x), y) and sorted(p.name for p in tmp_path.iterdir()) == ["m", "theirs"]
+    (tmp_path / "m" / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="lacks config.json"): load(tmp_path / "m")
+
+def test_how_to_generate_is_kept(tmp_path):
+    model, x = FAMILIES["hf_gpt2"](); model.generation_config.max_new_tokens = 3; model.generation_config.eos_token_id = None; model.generation_config.pad_token_id = 0
+    small = halved(randomised(model)); ids = x["input_ids"]
+    for back in (load(save(small, tmp_path / "m")),): assert back.generation_config.max_new_tokens == 3 and torch.equal(back.generate(ids, do_sample=False), small.generate(ids, do_sample=False))
+
+def test_parameters_that_not_every_model_of_a_class_has(tmp_path):
+    "A mask token is described; a parameter that cannot be is not lost in silence"
+    model = randomised(transformers.ViTModel(FAMILIES["hf_vit"]()[0].config, add_pooling_layer=False, use_mask_token=True)); x = FAMILIES["hf_vit"]()[1]; small = halved(model)
+    back = load(save(small, tmp_path / "m")); assert torch.equal(out(back, x), out(small, x)) and torch.equal(back.embeddings.mask_token, model.embeddings.mask_token)
+    small.layernorm.register_parameter("extra", torch.nn.Parameter(torch.ones(1)))
+    with pytest.raises(TypeError, match="`layernorm.extra` is only in it. Save its state_dict"): save(small, tmp_path / "n")

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
-from spp import SearchStopped, SolutionPath, find_pairs, finetune, mlp_pair, search
+from spp import SearchStopped, SolutionPath, cut, find_pairs, finetune, mlp_pair, save, search
 from spp.baselines import baseline
 from spp.data import digits, digits_vit
 from spp.evaluate import accuracy
@@ -143,6 +143,41 @@ def test_distributed_is_the_doubled_batch(tmp_path, method):
 
 def test_not_a_transformer():
     with pytest.raises(TypeError, match="no pairs in ResNet: looked for attention and MLP blocks"): search(timm.create_model("resnet18"), [torch.randn(1, 3, 32, 32)])
+
+def test_a_model_in_its_wrapping(small):
+    "What wraps a model is named, with the way to what is inside"
+    model, data = small; compiled = torch.compile(model)
+    with pytest.raises(TypeError, match="OptimizedModule is not the model itself. Unwrap first: pass model._orig_mod"): find_pairs(compiled)
+    assert find_pairs(compiled._orig_mod) == find_pairs(model)
+    Peft = type("PeftModelForCausalLM", (torch.nn.Module,), {"__module__": "peft.peft_model"})
+    with pytest.raises(TypeError, match=r"PeftModelForCausalLM is not the model itself. Merge the adapters first: model.merge_and_unload\(\)"): search(Peft(), data)
+
+WRAPPED = """
+import torch, torch.distributed as dist, timm
+from torch.nn.parallel import DistributedDataParallel as DDP
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from spp import find_pairs
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+make = lambda: timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, depth=1, embed_dim=32, num_heads=2, num_classes=5)
+for model in (DDP(make()), fully_shard(make(), mesh=init_device_mesh("cpu", (1,)))):
+    try: find_pairs(model); print("no error")
+    except TypeError as e: print(e)
+assert len(find_pairs(DDP(model := make()).module)) == 3
+dist.destroy_process_group()
+"""
+
+def test_a_distributed_model(tmp_path):
+    script = tmp_path / "run.py"; script.write_text(WRAPPED); r = python(script); assert r.returncode == 0, r.stderr
+    assert r.stdout.splitlines() == ["DistributedDataParallel is not the model itself. Unwrap first: pass model.module.",
+                                     "FSDPVisionTransformer is not the model itself. Its weights lie in pieces: load them into a model that was not handed to fully_shard."]
+
+def test_a_model_without_values(small, tmp_path):
+    "Its cuts can be counted, but neither is it searched nor are they saved"
+    model, data = small; pairs = find_pairs(model)
+    with torch.device("meta"): empty = timm.create_model("vit_tiny_patch16_224", img_size=16, patch_size=4, depth=2, embed_dim=32, num_heads=2, num_classes=5)
+    for f in (lambda: search(empty, data, steps=3), lambda: save(cut(empty, pairs, torch.ones(384)), tmp_path / "m")):
+        with pytest.raises(ValueError, match="`cls_token` has no values: it is on the device meta. Load the weights first"): f()
 
 def test_empty_and_short_loaders(small):
     model, data = small; set_ = TensorDataset(*data[0])
