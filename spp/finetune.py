@@ -12,7 +12,7 @@ import pandas as pd, torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from .objective import Answer, answer, distill, stream
+from .objective import Answer, answer, distill, labelled, stream
 
 # %% ../nbs/12_finetune.ipynb #fc6ff747
 def mixed_loss(a:Answer,              # of the student
@@ -26,7 +26,7 @@ def mixed_loss(a:Answer,              # of the student
     t = temperature if a.logits else 1.
     if teacher is None: return loss(a.out, y)
     kl = t ** 2 * distill(a._replace(out=a.out / t), teacher._replace(out=teacher.out / t))
-    return kl if y is None else (1 - share) * loss(a.out, y) + share * kl
+    return kl if not labelled(loss, y) else (1 - share) * loss(a.out, y) + share * kl
 
 # %% ../nbs/12_finetune.ipynb #33f46b83
 def cosine(k:int, steps:int, warmup:int)->float:
@@ -65,7 +65,7 @@ def finetune(model:nn.Module,          # a cut model; trained in place
             with torch.no_grad(): told = None if teacher is None else answer(teacher, x)
             a = answer(model, x)
             if told is not None and told.out.shape != a.out.shape: raise ValueError(f"the teacher answers with shape {list(told.out.shape)}, the model with {list(a.out.shape)}: they need the same classes")
-            if told is None and y is None: raise ValueError("nothing to learn from: let the data yield (inputs, targets), or pass teacher=")
+            if told is None and not labelled(loss, y): raise ValueError("nothing to learn from: let the data yield (inputs, targets), or pass teacher=")
             cost = mixed_loss(a, y, told, loss, share, temperature)
             if not cost.isfinite():
                 model.load_state_dict(kept)
