@@ -60,6 +60,9 @@ def test_the_loss_and_the_seed_matter(small):
     assert torch.equal(a.v, search(model, data, steps=8).v)
     assert not torch.equal(a.v, search(model, data, steps=8, seed=1).v) and not torch.equal(a.v, search(model, data, loss=F.cross_entropy, steps=8).v)
 
+def test_a_sample_at_a_time(small):
+    model, data = small; path = search(model, [data[0][0][:1]], steps=4); assert path.fisher.shape == path.v.shape and path.v.isfinite().all()
+
 def test_the_clock_is_kept(small):
     "The mean gate is the budget at each step, whatever the model"
     model, data = small; path = search(model, data, steps=30); n = torch.tensor([float(p.n) for p in path.pairs])
