@@ -85,7 +85,7 @@ def opened(model:nn.Module, pairs:list[Pair])->Iterator[nn.Module]:
     "`model` with a module at every gate of `pairs`, as long as the context lasts"
     with ExitStack() as stack:
         for name in dict.fromkeys(p.adapter for p in pairs):
-            if hasattr(a := import_module("spp." + name), "opened"): stack.enter_context(a.opened(model))
+            if name != "pairs" and hasattr(a := import_module("spp." + name), "opened"): stack.enter_context(a.opened(model))
         yield model
 
 # %% ../nbs/01_pairs.ipynb #7e7e0ad1
