@@ -21,8 +21,10 @@ def macs_of(model:nn.Module, # any model
             x:Tensor|dict[str, Tensor], # an input of one sample, e.g. shape [1, 3, 224, 224]; a dict for several arguments
            )->int:
     "Multiply-accumulates of one forward pass"
-    mode = model.training
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count: model.eval()(**x) if isinstance(x, dict) else model.eval()(x)
+    mode, fast = model.training, torch.backends.mha.get_fastpath_enabled(); torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count: model.eval()(**x) if isinstance(x, dict) else model.eval()(x)
+    finally: torch.backends.mha.set_fastpath_enabled(fast)
     model.train(mode)
     return count.get_total_flops() // 2
 

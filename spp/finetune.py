@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 from .cut import name_of
 from .files import load_tensors, replacing, save_tensors
-from .objective import Answer, answer, distill, over_ranks, ranks, stream
+from .objective import Answer, answer, distill, labelled, over_ranks, ranks, stream
 from .pairs import find_pairs, fingerprint
 
 # %% ../nbs/12_finetune.ipynb #fc6ff747
@@ -32,7 +32,7 @@ def mixed_loss(a:Answer,              # of the student
     t = temperature if a.logits else 1.
     if teacher is None: return loss(a.out, y)
     kl = t ** 2 * distill(a._replace(out=a.out / t), teacher._replace(out=teacher.out / t))
-    return kl if y is None else (1 - share) * loss(a.out, y) + share * kl
+    return kl if not labelled(loss, y) else (1 - share) * loss(a.out, y) + share * kl
 
 # %% ../nbs/12_finetune.ipynb #8038916d
 class Features:
@@ -186,7 +186,7 @@ def finetune(model:nn.Module,          # a cut model; trained in place
                     with net.no_sync() if world > 1 and not last else torch.enable_grad():
                         a = answer(net, x)
                         if told is not None and told.out.shape != a.out.shape: raise ValueError(f"the teacher answers with shape {list(told.out.shape)}, the model with {list(a.out.shape)}: they need the same classes")
-                        if told is None and y is None: raise ValueError("nothing to learn from: let the data yield (inputs, targets), or pass teacher=")
+                        if told is None and not labelled(loss, y): raise ValueError("nothing to learn from: let the data yield (inputs, targets), or pass teacher=")
                         cost = mixed_loss(a, y, told, loss, share, temperature)
                         if features: cost = cost + features * relative_distance(heard[0].out, heard[1].out.to(heard[0].out.dtype))
                         (cost / min(accumulate, n - i // accumulate * accumulate)).backward()

@@ -30,9 +30,9 @@ class Gates:
         parts = m.view(-1, self.n).split([p.n for p in self.pairs], dim=1)
         self.parts = [x.reshape(-1, p.groups, p.size).to(w.device, w.dtype, copy=True).requires_grad_(self.learn) for x, p, w in zip(parts, self.pairs, self.like)]
 
-    def grad(self, loss:Tensor)->Tensor: # float32 or wider, shape [n] or [batch, n]
-        "Gradient of the scalar `loss` in the gates, on their device"
-        g = [x.flatten(1) for x in torch.autograd.grad(loss, self.parts)]
+    def grad(self, loss:Tensor, again:bool=False)->Tensor: # float32 or wider, shape [n] or [batch, n]
+        "Gradient of the scalar `loss` in the gates, on their device; `again`: keep what another gradient of the same run needs"
+        g = [x.flatten(1) for x in torch.autograd.grad(loss, self.parts, retain_graph=again)]
         g = torch.cat([x.to(g[0].device) for x in g], 1)
         return (g if g.dtype == torch.float64 else g.float())[0 if len(g) == 1 else slice(None)]
 

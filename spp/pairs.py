@@ -63,7 +63,7 @@ def sites(pairs:list[Pair])->dict[str, list[int]]: # site → positions of its p
     return out
 
 # %% ../nbs/01_pairs.ipynb #0698cebc
-ADAPTERS = {"timm": "spp.arch.timm", "transformers": "spp.arch.hf"}  # top-level package of a model's class, or of a base class → adapter
+ADAPTERS = {"timm": "spp.arch.timm", "open_clip": "spp.arch.open_clip", "transformers": "spp.arch.hf"}  # top-level package of a model's class, or of a base class → adapter
 
 def adapter_of(model:nn.Module)->ModuleType|None:
     "The adapter that knows `model`, by the packages its class derives from"
@@ -96,8 +96,8 @@ def find_pairs(model:nn.Module,      # a transformer of a known family
     if verbose: print(*(f"left alone: {k}: {why}" for k, why in skipped.items()), sep="\n")
     if pairs: return pairs
     why = "".join(f"\n  {k}: {why}" for k, why in skipped.items())
-    raise TypeError(f"no pairs in {type(model).__name__}: looked for attention and MLP blocks of timm's vision transformers and of transformers.{why}\n"
-                    "  Pass a `timm.models.VisionTransformer` or a model of transformers, or pairs=[...] from `mlp_pair(model, block, first, second)` for your own MLPs.")
+    raise TypeError(f"no pairs in {type(model).__name__}: looked for attention and MLP blocks of timm's vision transformers, of open_clip and of transformers.{why}\n"
+                    "  Pass a `timm.models.VisionTransformer`, a CLIP of open_clip or a model of transformers, or pairs=[...] from `mlp_pair(model, block, first, second)` for your own MLPs.")
 
 # %% ../nbs/01_pairs.ipynb #c7449af9
 @contextmanager
@@ -105,7 +105,7 @@ def opened(model:nn.Module, pairs:list[Pair])->Iterator[nn.Module]:
     "`model` with a module at every gate of `pairs`, as long as the context lasts"
     with ExitStack() as stack:
         for name in dict.fromkeys(p.adapter for p in pairs):
-            if hasattr(a := import_module("spp." + name), "opened"): stack.enter_context(a.opened(model))
+            if name != "pairs" and hasattr(a := import_module("spp." + name), "opened"): stack.enter_context(a.opened(model))
         yield model
 
 # %% ../nbs/01_pairs.ipynb #7e7e0ad1

@@ -108,9 +108,10 @@ def attach(self:SolutionPath,
     "Bind the path to its model; `ValueError` if it is another one"
     names = [name_of(model), self.info.get("model")]; head = f"path was searched on {names[1] or 'another model'} ({self.n} units)"
     a = adapter_of(model); own = find_pairs(model) if a else self.pairs
-    if self.pairs != own and sum(p.n for p in own) != self.n: raise ValueError(f"{head}; this model, {names[0]}, has {sum(p.n for p in own)}. Use the model that was searched.")
+    f = self.info.get("fingerprint"); same = bool(f) and f == fingerprint(model)               # of the model that was searched the pairs may be a part
+    if self.pairs != own and sum(p.n for p in own) != self.n and not same: raise ValueError(f"{head}; this model, {names[0]}, has {sum(p.n for p in own)}. Use the model that was searched.")
     if names[1] and names[0] != names[1] or not set(self.pairs) <= set(own): raise ValueError(f"{head}; this model is {names[0]}, with other pairs or another name. Use the model that was searched.")
-    if (f := self.info.get("fingerprint")) and f != fingerprint(model):
+    if f and not same:
         raise ValueError(f"{head}; this {names[0]} has other weights (fingerprint {fingerprint(model)}, searched {f}). Load the weights that were searched, or search again.")
     if example is None and a: example = a.example(model)
     self.model, self.costs, self.batch, self._steps = model, unit_costs(model, self.pairs, example), example, {}

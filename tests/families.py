@@ -1,7 +1,10 @@
 "Small random models, one for each supported kind, with an input for each"
+import open_clip
 import timm
 import torch
 import transformers as hf
+from open_clip.hf_model import HFTextEncoder
+from open_clip.timm_model import TimmModel
 from timm.models import VisionTransformer
 from spp.objective import answer
 
@@ -14,6 +17,11 @@ def randomised(model, seed=0):
     return model.eval()
 
 def out(model, x): return answer(model, x).out
+
+def to(x, dtype):
+    "Pictures in `dtype`; token ids stay what they are"
+    if isinstance(x, dict): return {k: to(v, dtype) for k, v in x.items()}
+    return x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
 def _timm(make): return lambda: (m := make(), torch.randn(2, 3, *m.patch_embed.img_size, generator=torch.Generator().manual_seed(1)))
 def _text(make):
@@ -52,6 +60,27 @@ FAMILIES = {
     "hf_qwen2": _text(lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**{k: v for k, v in _LLAMA.items() if k != "head_dim"}))),
     "hf_qwen3": _text(lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**_LLAMA))),
 }
+VISION, TEXT = dict(layers=2, width=48, head_width=16, patch_size=8, image_size=32), dict(layers=2, width=32, heads=2, context_length=9, vocab_size=61)
+
+def _clip(make):
+    g = torch.Generator().manual_seed(1)
+    return lambda: (make(), {"image": torch.randn(3, 3, 32, 32, generator=g.manual_seed(1)), "text": torch.randint(2, 61, (3, 9), generator=g) * torch.tensor([[1] * 9, [1] * 6 + [0] * 3, [1] * 9])})
+
+def clip_of_others():
+    "A CLIP whose towers are timm's and transformers'"
+    model = open_clip.CustomTextCLIP(24, VISION, TEXT); v = model.visual = TimmModel("vit_tiny_patch16_224", 24, image_size=32, pool="token")
+    v.trunk = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=0)
+    t = model.text = HFTextEncoder("", 24, hf.RobertaConfig(**_SMALL, intermediate_size=64, pad_token_id=0), "mean_pooler", "mlp"); t.transformer = hf.RobertaModel(t.config, add_pooling_layer=False)
+    model.context_length, model.vocab_size = t.context_length, t.vocab_size
+    return model
+
+FAMILIES |= {
+    "open_clip_mha": _clip(lambda: open_clip.CLIP(24, VISION, TEXT)),                                                       # ViT-B/32, B/16, L/14 and all that are built like them
+    "open_clip_attn": _clip(lambda: open_clip.CLIP(24, VISION | dict(block_type="custom", mlp_ratio=2.7), TEXT | dict(scale_attn=True, ls_init_value=.1), quick_gelu=True, output_dict=True)),
+    "open_clip_custom_text": _clip(lambda: open_clip.CustomTextCLIP(24, VISION | dict(ls_init_value=.1, pool_type="avg"), TEXT | dict(embed_cls=True, proj_bias=True, norm_kwargs={"eps": 1e-4}), init_logit_bias=-1.)),   # a mask for each sample
+    "open_clip_others": _clip(clip_of_others),
+}
+CLIPS = [name for name in FAMILIES if name.startswith("open_clip")]
 ROTARY = {"hf_llama", "hf_llama_tied", "hf_mistral", "hf_qwen2", "hf_qwen3"}
 
 def small_vit():

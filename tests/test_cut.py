@@ -4,11 +4,12 @@ import pytest
 import torch
 from spp import cut, find_pairs, gated
 from spp.arch.hf import NoHeads, Outputs, Values
+from spp.arch.open_clip import HeadAttention
 from spp.objective import answer
-from spp.pairs import adapter_of, split_units
+from spp.pairs import adapter_of, opened, split_units
 from spp.path import SolutionPath
 from spp.budget import Steps, cost_of, macs_of, params_of
-from families import FAMILIES, ROTARY, out, randomised
+from families import CLIPS, FAMILIES, ROTARY, out, randomised, to
 
 def masks(pairs):
     "Random masks, with the cases that have gone wrong in other tools"
@@ -25,11 +26,9 @@ def masks(pairs):
     m = random(); heads = [x for p, x in zip(pairs, split_units(m, pairs)) if p.groups > 1][:2]; heads[0][0] = False; heads[1][1] = False
     yield "a head without values, another without queries", m
 
-def doubled(x): return x.double() if isinstance(x, torch.Tensor) else x          # pictures; token ids stay what they are
-
 @pytest.mark.parametrize("align", [1, 8])
 def test_gated_equals_cut(family, align):
-    model, x = family; model, x = model.double(), doubled(x); pairs = find_pairs(model); dense = out(model, x)
+    model, x = family; model, x = model.double(), to(x, torch.float64); pairs = find_pairs(model); dense = out(model, x)
     for name, mask in masks(pairs):
         with gated(model, pairs, mask.double()): want = out(model, x)
         small = cut(model, pairs, mask, align=align)
@@ -49,10 +48,10 @@ def test_ordinary(family):
     "Original classes, no hooks; survives deepcopy, half precision and export"
     model, x = family; pairs = find_pairs(model); mask = torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(4)) < .5
     small = cut(model, pairs, mask); y = out(small, x); inputs = ((), x) if isinstance(x, dict) else ((x,), {})
-    assert type(small) is type(model) and {type(m) for m in small.modules()} <= {type(m) for m in model.modules()} | {NoHeads, Outputs, Values}
+    assert type(small) is type(model) and {type(m) for m in small.modules()} <= {type(m) for m in model.modules()} | {HeadAttention, NoHeads, Outputs, Values}
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in small.modules())
     assert torch.equal(out(copy.deepcopy(small), x), y)
-    assert (out(copy.deepcopy(small).bfloat16(), x if isinstance(x, dict) else x.bfloat16()).float() - y).abs().mean() < .1 * y.abs().mean()
+    assert (out(copy.deepcopy(small).bfloat16(), to(x, torch.bfloat16)).float() - y).abs().mean() < .1 * y.abs().mean()
     assert (answer(torch.export.export(small, *inputs).module(), x).out - y).abs().max() <= 1e-5 * max(1, y.abs().max())
     names = set(model.state_dict()); assert set(small.state_dict()) == names
     small.train(); out(small, x).sum().backward(); assert all(p.grad.isfinite().all() for n, p in small.named_parameters() if p.grad is not None)
@@ -71,6 +70,21 @@ def test_budgets_are_true(family):
         small = path.cut(flops=b); got = macs_of(small, one) / macs_of(model, one); assert b - finest["flops"] < got <= b and abs(got - told("flops")) < 1e-9
         small = path.cut(units=b); assert b - finest["units"] < small.spp.units[0] / path.n <= b
     assert path.cut(params=int(.7 * params_of(model))).spp.params[0] <= .7 * params_of(model)
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_both_towers_of_a_clip(name):
+    "Each tower alone says what the gated one says, and one mask cuts both; frozen towers stay frozen"
+    model, x = FAMILIES[name](); model, x = randomised(model).double(), to(x, torch.float64); model.visual.requires_grad_(False); pairs = find_pairs(model)
+    image = torch.cat([torch.full((p.n,), p.block.startswith("visual.")) for p in pairs]); assert 0 < image.sum() < len(image)
+    mask = torch.rand(len(image), generator=torch.Generator().manual_seed(6)) < .5; small = cut(model, pairs, mask); dense = model.encode_image(x["image"]), model.encode_text(x["text"])
+    with gated(model, pairs, mask.double()): want = model.encode_image(x["image"]), model.encode_text(x["text"])
+    for a, b, c in zip((small.encode_image(x["image"]), small.encode_text(x["text"])), want, dense): assert (a - b).abs().max() <= 1e-10 < 1e-3 < (a - c).abs().max()
+    for half in (image, ~image):                                                     # one tower without a single unit, the other whole
+        with gated(model, pairs, (half | False).double()): want = out(model, x)
+        assert (out(cut(model, pairs, half), x) - want).abs().max() <= 1e-10
+    assert all(p.requires_grad != n.startswith("visual.") for n, p in small.named_parameters())
+    with opened(model, pairs): inside = macs_of(model, adapter_of(model).example(model))
+    assert inside == macs_of(model, adapter_of(model).example(model))                # nothing is hidden in a fast path
 
 def test_what_is_left_alone_is_said():
     "Rotary queries and keys stay, with the reason; grouped values lose a dimension in all heads that share them"

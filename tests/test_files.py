@@ -4,11 +4,12 @@ import os
 import subprocess
 import sys
 import warnings
+import open_clip
 import pytest
 import torch
 import transformers
 from spp import SolutionPath, cut, find_pairs, load, save, save_pretrained, search
-from families import FAMILIES, out, randomised
+from families import CLIPS, FAMILIES, TEXT, VISION, out, randomised, to
 
 def halved(model):
     pairs = find_pairs(model)
@@ -24,10 +25,25 @@ def test_fresh_process(family, tmp_path):
     assert r.stdout.strip() == str(small.spp)
 
 def test_dense_and_half(family, tmp_path):
-    model, x = family; model = model.bfloat16(); x = x if isinstance(x, dict) else x.bfloat16()
+    model, x = family; model = model.bfloat16(); x = to(x, torch.bfloat16)
     assert torch.equal(out(load(save(model, tmp_path / "dense")), x), out(model, x))
     small = halved(model); back = load(save(small, tmp_path / "small"))
     assert torch.equal(out(back, x), out(small, x)) and sum(p.numel() for p in back.parameters()) == sum(p.numel() for p in small.parameters()) and next(back.parameters()).dtype == torch.bfloat16
+
+@pytest.mark.parametrize("tower", [{}, dict(attentional_pool=True, attn_pooler_heads=2, attn_pooler_queries=5), dict(layers=[1, 1, 1, 1], width=16, head_width=32), dict(timm_model_name="test_vit", image_size=160, timm_pool="token")])
+def test_clip_by_name(tmp_path, tower):
+    "What create_model made of a configuration is loaded with its preprocessing"
+    (tmp_path / "small-clip.json").write_text(json.dumps(dict(embed_dim=24, vision_cfg=VISION | tower, text_cfg=TEXT))); open_clip.add_model_config(tmp_path)
+    model = randomised(open_clip.create_model("small-clip", output_dict=True)); x = FAMILIES["open_clip_mha"]()[1] | ({"image": torch.randn(3, 3, 160, 160)} if "image_size" in tower else {})
+    small = halved(model); back = load(save(small, tmp_path / "m"))
+    assert torch.equal(out(back, x), out(small, x)) and back.visual.preprocess_cfg == model.visual.preprocess_cfg and back.visual.image_mean == model.visual.image_mean
+    assert type(back(**x)) is dict
+
+def test_a_clip_that_cannot_be_described(tmp_path):
+    "It is cut, but saving says why it could not be loaded"
+    model, x = FAMILIES["open_clip_others"](); model.visual.trunk = torch.nn.Identity(); small = halved(model)
+    with pytest.raises(TypeError, match="could not be made again: its image tower is timm's Identity"): save(small, tmp_path / "m")
+    assert not any(tmp_path.iterdir())
 
 def test_cut_again_and_saved(family, tmp_path):
     "A cut of a cut is saved with the description of the first model"

@@ -13,7 +13,7 @@ from spp.baselines import baseline
 from spp.data import digits, digits_vit
 from spp.evaluate import accuracy
 from spp.pairs import fingerprint
-from spp.objective import mean_token
+from spp.objective import answer, contrastive, mean_token
 from spp.search import agreement
 from families import FAMILIES, randomised
 
@@ -36,6 +36,20 @@ def test_read():
     with pytest.raises(TypeError, match="neither a tensor `logits` nor `last_hidden_state`. Pass read="): search(net, data, steps=4, pairs=pairs)
     assert search(net, data, steps=4, pairs=pairs, read=lambda y, x: y["one"]).v.isfinite().all()
 
+def test_contrastive():
+    "A CLIP is searched by its similarities, or by which text belongs to which image, or one tower alone; a single pair says nothing"
+    model, x = FAMILIES["open_clip_mha"](); randomised(model); pairs = find_pairs(model); a, b = search(model, [x], steps=8), search(model, [x], steps=8, loss=contrastive)
+    assert a.info["loss"] == "label-free" and b.info["loss"] == "contrastive" and torch.equal(a.fisher, b.fisher) and not torch.equal(a.v, b.v)
+    images = [p for p in pairs if p.block.startswith("visual.")]; c = search(model, [{"image": x["image"]}], steps=8, pairs=images, read=lambda y, x: y[0])
+    small = c.cut(units=.4); assert c.v.isfinite().all() and all(p.n == q.n for p, q in zip([p for p in pairs if p not in images], [p for p in find_pairs(small) if not p.block.startswith("visual.")], strict=True))
+    for bad, kind, text in (({k: v[:1] for k, v in x.items()}, ValueError, "needs at least two pairs"), ({"image": x["image"]}, TypeError, "the batch has no `text`"), (x["image"], TypeError, r"let the data yield dicts \{'image'"),
+                            ({"text": x["text"]}, TypeError, "the batch has no `image`"), (x | {"text": x["text"][:2]}, ValueError, "3 images and 2 texts")):
+        with pytest.raises(kind, match=text): search(model, [bad], steps=4)
+    with pytest.raises(ValueError, match="a loss function needs targets"): search(model, [x], steps=4, loss=F.cross_entropy)
+    before = contrastive(answer(small := a.cut(units=.5), x).out); table = finetune(small, [x] * 4, epochs=5, lr=1e-3, loss=contrastive)
+    assert contrastive(answer(small, x).out) < .9 * before and len(table) == 5
+    same = [finetune(s := a.cut(units=.5), [x] * 4, teacher=model, epochs=1, loss=contrastive, share=share).loss[0] for share in (0., .5, 1.)]; assert len(set(same)) == 3
+
 def test_in_sixteen_bits(small):
     "Run in bfloat16, the path is nearly that of float32"
     model, data = small; a, b = search(model, data, steps=40), search(model, data, steps=40, amp=torch.bfloat16)
@@ -45,6 +59,9 @@ def test_the_loss_and_the_seed_matter(small):
     model, data = small; a = search(model, data, steps=8)
     assert torch.equal(a.v, search(model, data, steps=8).v)
     assert not torch.equal(a.v, search(model, data, steps=8, seed=1).v) and not torch.equal(a.v, search(model, data, loss=F.cross_entropy, steps=8).v)
+
+def test_a_sample_at_a_time(small):
+    model, data = small; path = search(model, [data[0][0][:1]], steps=4); assert path.fisher.shape == path.v.shape and path.v.isfinite().all()
 
 def test_the_clock_is_kept(small):
     "The mean gate is the budget at each step, whatever the model"
