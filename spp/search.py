@@ -31,14 +31,14 @@ class Clock:
     momentum:float = .95 # β, in [0, 1)
     warm:float = 1.      # share of the diagonal gates in V at the dense end, in [0, 1]; it fades with the budget
     safety:float = 1.5   # step size times measured curvature, in (0, 2(1 + β))
-    every:int = 25       # steps between two looks at the curvature
+    every:int|None = None # steps between two looks at the curvature; None: 25, fewer in short runs for there to be 16 looks
     iters:int = 1        # power iterations in a look, two gradients each
     fall:float = .5      # least ratio of a measured curvature to the one before, in [0, 1]
     metric:bool = True   # divide gradients by Fisher plus a floor? Without it, P is constant
     def __post_init__(self):
+        if self.every is not None and self.every < 1: raise ValueError(f"`every` must be at least 1, got {self.every}")
         for ok, text in ((0 < self.end < 1, f"`end` must be in (0, 1), got {self.end}"), (0 <= self.momentum < 1, f"`momentum` must be in [0, 1), got {self.momentum}"),
-                         (0 <= self.warm <= 1, f"`warm` must be in [0, 1], got {self.warm}"), (self.every >= 1, f"`every` must be at least 1, got {self.every}"),
-                         (0 <= self.fall <= 1, f"`fall` must be in [0, 1], got {self.fall}"), (self.iters >= 1, f"`iters` must be at least 1, got {self.iters}"),
+                         (0 <= self.warm <= 1, f"`warm` must be in [0, 1], got {self.warm}"), (0 <= self.fall <= 1, f"`fall` must be in [0, 1], got {self.fall}"), (self.iters >= 1, f"`iters` must be at least 1, got {self.iters}"),
                          (0 < self.safety < 2 * (1 + self.momentum), f"`safety` must be in (0, 2(1 + momentum)), got {self.safety}")):
             if not ok: raise ValueError(text)
 
@@ -49,7 +49,7 @@ class Clock:
     def step(self, s:dict, problem:Problem, h:Tensor, k:int, steps:int)->tuple[dict, dict]: # the state after step `k`, and what to log
         "Bound, gradient, coupling, dual"
         p = metric(h) if self.metric else metric(h.mean().expand(len(h)))
-        if k % self.every == 0:
+        if k % (self.every or max(1, min(25, steps // 16))) == 0:
             lip, u = curvature(problem.grad, s["m"], p, s["u"], iters=self.iters if k else 4)
             s = {**s, "curvature": max(lip, self.fall * s.get("curvature", 0.)), "u": u}
         c, budget = self.safety / max(s["curvature"], 1e-9), clock((k + 1) / steps, self.end)
