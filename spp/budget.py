@@ -9,6 +9,7 @@ __all__ = ['NOUN', 'params_of', 'macs_of', 'Costs', 'unit_costs', 'step_size', '
 from dataclasses import dataclass
 import numpy as np, torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from .pairs import Pair, opened, sites, split_units
@@ -22,7 +23,8 @@ def macs_of(model:nn.Module, # any model
            )->int:
     "Multiply-accumulates of one forward pass"
     mode = model.training
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count: model.eval()(**x) if isinstance(x, dict) else model.eval()(x)
+    frozen = {k: p.detach() for k, p in model.named_parameters()}      # the counter takes no views of parameters that want gradients
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count: functional_call(model.eval(), frozen, *(((), x) if isinstance(x, dict) else (x,)))
     model.train(mode)
     return count.get_total_flops() // 2
 
