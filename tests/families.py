@@ -37,7 +37,7 @@ FAMILIES = {
     "vit_qk_norm": _timm(lambda: VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, qk_norm=True, num_classes=7)),
     "vit_norm_behind": _vit("vit_base_patch16_rpn_224"),
     "deit3": _vit("deit3_small_patch16_224"),
-    "dinov2_giant": _vit("vit_giant_patch14_reg4_dinov2", img_size=28, mlp_ratio=4),
+    "dinov2_giant": _vit("vit_giant_patch14_reg4_dinov2", img_size=28, mlp_ratio=8),
     "siglip": _vit("vit_base_patch16_siglip_224"),
     "swin": _swin("swin_tiny_patch4_window7_224"),
     "swinv2": _swin("swinv2_tiny_window8_256"),

@@ -9,7 +9,7 @@ from spp.objective import answer
 from spp.pairs import adapter_of, split_units
 from spp.path import SolutionPath
 from spp.budget import Steps, cost_of, macs_of, params_of
-from families import ROTARY, out
+from families import FAMILIES, ROTARY, out, randomised
 
 def masks(pairs):
     "Random masks, with the cases that have gone wrong in other tools"
@@ -44,6 +44,27 @@ def test_float32(family):
     with gated(model, pairs, mask.float()): want = out(model, x)
     assert (out(cut(model, pairs, mask), x) - want).abs().max() <= 1e-5 * max(1, want.abs().max())
 
+TIMM = [name for name in FAMILIES if not name.startswith("hf_")]
+
+@pytest.mark.parametrize("name", TIMM)
+def test_fused_or_not(name):
+    "With timm's attention written out, or as one fused call, the dense model and the cut one say the same"
+    model, x = FAMILIES[name](); model, x = randomised(model).double(), x.double(); pairs = find_pairs(model)
+    mask = torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(6)) < .4; small = cut(model, pairs, mask); seen = []
+    for fused in (False, True):
+        for m in (*model.modules(), *small.modules()):
+            if hasattr(m, "fused_attn"): m.fused_attn = fused
+        with gated(model, pairs, mask.double()): seen.append(out(model, x))
+        seen.append(out(small, x))
+    assert all((y - seen[0]).abs().max() <= 1e-10 for y in seen)
+
+def test_frozen_stays_frozen(family):
+    model, _ = family; pairs = find_pairs(model)
+    for i, p in enumerate(model.parameters()): p.requires_grad_(i % 2 == 0)
+    wanted = {n: p.requires_grad for n, p in model.named_parameters()}
+    small = cut(model, pairs, torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(7)) < .4)
+    assert {n: p.requires_grad for n, p in small.named_parameters()} == wanted
+
 UNUSED = {"head_dist.weight", "head_dist.bias", "post_layernorm.weight", "post_layernorm.bias"}   # the answer does not depend on them
 
 def test_ordinary(family):
@@ -77,9 +98,18 @@ def test_budgets_are_true(family):
 
 def test_what_is_left_alone_is_said():
     "Rotary queries and keys stay, with the reason; grouped values lose a dimension in all heads that share them"
-    from families import FAMILIES
     from spp.arch.hf import pairs
     for name in ROTARY:
         found, skipped = pairs(FAMILIES[name]()[0])
         assert {p.kind for p in found} == {"vo", "glu"} and {p.groups for p in found if p.kind == "vo"} == {2}
         assert all(("norm" if name == "hf_qwen3" else "rotary") in why for k, why in skipped.items() if k.startswith("qk of")) and len(skipped) == 2
+
+def test_what_is_left_alone_in_timm():
+    from spp.arch.timm import pairs
+    for name, kinds, why in (("swinv2", {"vo", "mlp"}, "cosine"), ("eva02", {"vo", "glu"}, "rotary"), ("rope_mixed", {"vo", "mlp"}, "rotary"), ("vit_qk_norm", {"vo", "mlp"}, "q_norm"), ("siglip", {"qk", "vo", "mlp"}, "pools")):
+        found, skipped = pairs(FAMILIES[name]()[0])
+        assert {p.kind for p in found} == kinds and skipped and all(why in text and (k.startswith("qk of") or k == "attn_pool") for k, text in skipped.items())
+    model = FAMILIES["beit_shared_bias"]()[0]; found = find_pairs(model); mask = torch.ones(sum(p.n for p in found), dtype=torch.bool)
+    split_units(mask, found)[1][0] = False                                          # a head without values stays, for all layers share a bias that speaks of every head
+    assert cut(model, found, mask).spp.widths["blocks.0.attn"] == {"heads": 3, "head_dim": 16}
+    own = FAMILIES["beit"]()[0]; assert cut(own, found, mask).spp.widths["blocks.0.attn"] == {"heads": 2, "head_dim": 16}

@@ -257,13 +257,14 @@ def _ratio(hidden:int, dim:int)->float:
     "The `mlp_ratio` that gives `hidden` units: `int(dim * ratio)`, whatever the rounding"
     return hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + .5) / dim
 
+def _channels(m:nn.Module)->int: "Of an image"; return next((x.in_channels for x in m.modules() if isinstance(x, nn.Conv2d)), 3)
 def _list(x): return [_list(v) for v in x] if isinstance(x, (tuple, list)) else x
 def _on(x)->bool: return not isinstance(x, nn.Identity)
 
 def _vit(m:VisionTransformer, b:nn.Module)->dict:
     "What only this class has: the constructor's arguments, read off a model and its first block `b`"
     pe = m.patch_embed
-    args = dict(in_chans=pe.proj.in_channels, class_token=m.cls_token is not None, pos_embed="none" if m.pos_embed is None else "learn",
+    args = dict(class_token=m.cls_token is not None, pos_embed="none" if m.pos_embed is None else "learn",
                 no_embed_class=m.no_embed_class, reg_tokens=0 if m.reg_token is None else m.reg_token.shape[1], pre_norm=_on(m.norm_pre),
                 final_norm=_on(m.norm) or _on(m.fc_norm), fc_norm=_on(m.fc_norm), dynamic_img_size=m.dynamic_img_size, dynamic_img_pad=pe.dynamic_img_pad,
                 pool_include_prefix=getattr(m, "pool_include_prefix", False), patch_drop_rate=getattr(m.patch_drop, "prob", 0.),
@@ -283,7 +284,7 @@ def _arguments(m:nn.Module)->dict:
     plain = lambda x: all(map(plain, x)) if isinstance(x, (tuple, list)) else isinstance(x, (int, float, str, type(None)))
     args = {k: v for k, v in getattr(m, "_model_args", {}).items() if plain(v)} | dict(num_classes=m.num_classes)     # kept by newer versions of timm
     if not isinstance(m, _CLASSES): return args
-    args |= dict(img_size=pe.img_size, patch_size=pe.patch_size, in_chans=pe.proj.in_channels, global_pool=m.global_pool, embed_dim=m.embed_dim,
+    args |= dict(img_size=pe.img_size, patch_size=pe.patch_size, in_chans=_channels(m), global_pool=m.global_pool, embed_dim=m.embed_dim,
                  drop_path_rate=getattr(last.drop_path1, "drop_prob", 0.))
     if hasattr(b.attn, "num_heads"): args |= dict(qkv_bias=any(_biases(b.attn)), attn_drop_rate=b.attn.attn_drop.p, proj_drop_rate=b.attn.proj_drop.p)
     if isinstance(m, (swin.SwinTransformer, swin2.SwinTransformerV2)): return args | _swin(m, b)
@@ -315,6 +316,5 @@ def describe(model:nn.Module)->dict:
 def example(model:nn.Module)->Tensor: # zeros, shape [1, channels, height, width]
     "An input that `model` takes"
     p, pe = next(model.parameters()), getattr(model, "patch_embed", None)
-    channels, *size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size") or (3, 224, 224)
-    if isinstance(proj := getattr(pe, "proj", None), nn.Conv2d): channels, size = proj.in_channels, getattr(pe, "img_size", None) or [16 * x for x in proj.kernel_size]
-    return torch.zeros(1, channels, *size, dtype=p.dtype, device=p.device)
+    size = getattr(pe, "img_size", None) or ([16 * x for x in pe.patch_size] if hasattr(pe, "patch_size") else getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:])
+    return torch.zeros(1, _channels(model), *size, dtype=p.dtype, device=p.device)
