@@ -103,7 +103,7 @@ def save(model:nn.Module,          # a cut model, or a dense one of a known fami
             raise TypeError(f"this {type(model).__name__} would not be the same when loaded: `{name}` is {want.get(name)}, rebuilt it is {got.get(name)}. "
                             "Undo the change to that module before saving, or save its state_dict() with safetensors.")
     told = dict(rebuilt.named_buffers())                     # buffers that no state dict holds are kept where building does not give them
-    tensors, tied = _untied(model.state_dict() | {n: b for n, b in model.named_buffers() if told[n].is_meta or told[n].dtype != b.dtype or not torch.equal(told[n], b.cpu())})
+    tensors, tied = _untied(model.state_dict() | {n: b for n, b in model.named_buffers() if (t := told.get(n)) is None or t.is_meta or t.dtype != b.dtype or not torch.equal(t, b.cpu())})
     header = dict(kind=KIND, build=build, widths=widths, tied=tied, cut={k: v for k, v in asdict(info).items() if k not in ("build", "widths")} if info else None)
     with replacing(folder) as new:
         new.mkdir()

@@ -24,7 +24,7 @@ def _text(make):
     return both
 
 def _vit(name, **kw): return _timm(lambda: timm.create_model(name, **{**dict(img_size=32, embed_dim=48, depth=2, num_heads=3, num_classes=7), **kw}))
-def _swin(name): return _timm(lambda: timm.create_model(name, img_size=40, window_size=4, embed_dim=24, depths=(2, 2), num_heads=(2, 4), num_classes=7))   # windows that are shifted, and filled up
+def _swin(name, img_size): return _timm(lambda: timm.create_model(name, img_size=img_size, window_size=4, embed_dim=24, depths=(2, 2), num_heads=(2, 4), num_classes=7))
 
 _SMALL = dict(vocab_size=61, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, max_position_embeddings=32)
 _LLAMA = dict(_SMALL, hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=12, intermediate_size=64)
@@ -39,8 +39,8 @@ FAMILIES = {
     "deit3": _vit("deit3_small_patch16_224"),
     "dinov2_giant": _vit("vit_giant_patch14_reg4_dinov2", img_size=28, mlp_ratio=8),
     "siglip": _vit("vit_base_patch16_siglip_224"),
-    "swin": _swin("swin_tiny_patch4_window7_224"),
-    "swinv2": _swin("swinv2_tiny_window8_256"),
+    "swin": _swin("swin_tiny_patch4_window7_224", 40),       # 10 × 10 tokens in shifted windows of 4 × 4, filled up
+    "swinv2": _swin("swinv2_tiny_window8_256", 64),
     "beit": _vit("beit_base_patch16_224"),
     "beit_shared_bias": _vit("beit_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True),
     "eva": _vit("eva_giant_patch14_224", img_size=28),

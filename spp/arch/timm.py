@@ -54,8 +54,8 @@ def _mixed(model:nn.Module, a:nn.Module)->str: # "" if they can
     if not isinstance(getattr(a, "q_norm", None), nn.Identity | None): return "q_norm and k_norm mix the dimensions of a head"
     if isinstance(a, swin2.WindowAttention): return "cosine attention divides q and k by their norms, which mixes the dimensions of a head"
     rope = [m.rope for m in model.modules() if hasattr(m, "rope")]
-    if isinstance(a, (AttentionRope, eva.EvaAttention)) and (not rope or any(r is not None for r in rope)): return "rotary positions turn its q and k in couples, by angles that all layers share"
-    return ""
+    turned = isinstance(a, (AttentionRope, eva.EvaAttention)) and (not rope or any(r is not None for r in rope))
+    return "rotary positions turn its q and k in couples, by angles that all layers share" if turned else ""
 
 def _stock(model:nn.Module, number:str # e.g. "mlp_ratio"
           )->str:                      # see `Pair.stock`
@@ -69,7 +69,8 @@ def _attention_pairs(model:nn.Module, block:str, a:nn.Module)->tuple[list[Pair],
     (n, dk, dv), (q, k, v), d, mixed = _shape(a), _biases(a), _maps(a)[0].in_features, _mixed(model, a)
     at = dict(block=block, groups=n, site=site, adapter="arch.timm", stock=_stock(model, "head_dim") if isinstance(a, swin.WindowAttention) else "")
     whole = mixed and not isinstance(a, swin2.WindowAttention)                        # values are filled up for the attention itself
-    vo = Pair(kind="vo", first="v", second="proj", size=dv, params=d + v + a.proj.out_features, weights=d + a.proj.out_features, gate=f"{site}.proj", attended=int(not whole), **at)
+    weights = d + a.proj.out_features
+    vo = Pair(kind="vo", first="v", second="proj", size=dv, params=weights + v, weights=weights, gate=f"{site}.proj", attended=int(not whole), **at)
     if mixed: return [vo], {f"qk of {site}": mixed}
     where = dict(gate=f"{site}.q_norm", side="heads") if hasattr(a, "q_norm") else dict(gate=f"{site}.qkv", side="out")
     return [Pair(kind="qk", first="q", second="k", size=dk, params=2 * d + q + k, weights=2 * d, attended=1, **where, **at), vo], {}
@@ -280,10 +281,10 @@ def _swin(m:nn.Module, b:nn.Module)->dict:
 
 def _arguments(m:nn.Module)->dict:
     "The constructor's arguments, read off a model whose first block still has both its layers"
-    b, *_, last = [x for x in m.modules() if _layers(x) and hasattr(x, "attn")] * 2; pe = getattr(m, "patch_embed", None)
     plain = lambda x: all(map(plain, x)) if isinstance(x, (tuple, list)) else isinstance(x, (int, float, str, type(None)))
     args = {k: v for k, v in getattr(m, "_model_args", {}).items() if plain(v)} | dict(num_classes=m.num_classes)     # kept by newer versions of timm
     if not isinstance(m, _CLASSES): return args
+    blocks, pe = [x for x in m.modules() if "attn" in _layers(x)], m.patch_embed; b, last = blocks[0], blocks[-1]
     args |= dict(img_size=pe.img_size, patch_size=pe.patch_size, in_chans=_channels(m), global_pool=m.global_pool, embed_dim=m.embed_dim,
                  drop_path_rate=getattr(last.drop_path1, "drop_prob", 0.))
     if hasattr(b.attn, "num_heads"): args |= dict(qkv_bias=any(_biases(b.attn)), attn_drop_rate=b.attn.attn_drop.p, proj_drop_rate=b.attn.proj_drop.p)
@@ -291,7 +292,12 @@ def _arguments(m:nn.Module)->dict:
     args |= dict(depth=len(m.blocks), drop_rate=m.head_drop.p, pos_drop_rate=m.pos_drop.p)
     if hasattr(b.attn, "num_heads"): args |= dict(num_heads=b.attn.num_heads)
     if type(b.mlp) in _MLPS: args |= dict(mlp_ratio=_ratio(b.mlp.fc2.in_features * (2 if isinstance(b.mlp, GluMlp) and isinstance(m, VisionTransformer) else 1), m.embed_dim))
-    return args | (_vit(m, b) if isinstance(m, VisionTransformer) else dict(init_values=b.init_values) if hasattr(b, "init_values") else {})
+    if isinstance(m, VisionTransformer): return args | _vit(m, b)
+    if isinstance(m, beit.Beit): args |= dict(use_abs_pos_emb=m.pos_embed is not None, use_shared_rel_pos_bias=m.rel_pos_bias is not None,
+                                              use_rel_pos_bias=getattr(b.attn, "relative_position_bias_table", None) is not None)
+    if isinstance(m, eva.Eva) and type(b.mlp) in _MLPS:
+        normed = _on(b.mlp.norm); args |= dict(swiglu_mlp=type(b.mlp) is not Mlp, scale_mlp=normed, swiglu_align_to=int(type(b.mlp) is SwiGLU and not normed))
+    return args | (dict(init_values=b.init_values) if hasattr(b, "init_values") else {})
 
 _CLASSES = (VisionTransformer, swin.SwinTransformer, swin2.SwinTransformerV2, beit.Beit, eva.Eva)
 
@@ -299,9 +305,10 @@ def build(d:dict # what `describe` returned
          )->nn.Module:
     "Make the model of a description on the device `meta`, where nothing is allocated"
     args = {k: tuple(v) if isinstance(v, list) else v for k, v in d["args"].items()}
-    make = None if "architecture" in d else getattr(timm.models, d["class"], None)
-    if make is None and "architecture" not in d: raise TypeError(f"timm has no class {d['class']}: make the model by timm.create_model, under a name that timm.list_models() gives")
-    with torch.device("meta"): return make(**args) if make else timm.create_model(d["architecture"], pretrained=False, **args)
+    with torch.device("meta"):
+        if "architecture" in d: return timm.create_model(d["architecture"], pretrained=False, **args)
+        if make := getattr(timm.models, d["class"], None): return make(**args)
+    raise TypeError(f"timm.models has no class {d['class']}, so it could not be made again. Make the model by timm.create_model, under a name that timm.list_models() gives.")
 
 def describe(model:nn.Module)->dict:
     "How to make a model of the same structure: JSON-able, for `build`"
@@ -316,5 +323,6 @@ def describe(model:nn.Module)->dict:
 def example(model:nn.Module)->Tensor: # zeros, shape [1, channels, height, width]
     "An input that `model` takes"
     p, pe = next(model.parameters()), getattr(model, "patch_embed", None)
-    size = getattr(pe, "img_size", None) or ([16 * x for x in pe.patch_size] if hasattr(pe, "patch_size") else getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:])
+    usual = [16 * x for x in pe.patch_size] if hasattr(pe, "patch_size") else getattr(model, "pretrained_cfg", {}).get("input_size", (3, 224, 224))[1:]
+    size = getattr(pe, "img_size", None) or usual
     return torch.zeros(1, _channels(model), *size, dtype=p.dtype, device=p.device)
