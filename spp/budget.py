@@ -22,9 +22,13 @@ def macs_of(model:nn.Module, # any model
            )->int:
     "Multiply-accumulates of one forward pass"
     mode, fast = model.training, torch.backends.mha.get_fastpath_enabled(); torch.backends.mha.set_fastpath_enabled(False)
+    wanted = [p for p in model.parameters() if p.requires_grad]           # the counter takes no views of parameters that want gradients
+    for p in wanted: p.requires_grad_(False)
     try:
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count: model.eval()(**x) if isinstance(x, dict) else model.eval()(x)
-    finally: torch.backends.mha.set_fastpath_enabled(fast)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for p in wanted: p.requires_grad_(True)
     model.train(mode)
     return count.get_total_flops() // 2
 

@@ -111,7 +111,7 @@ def _packed(model:nn.Module)->tuple[dict[str, Tensor], dict]:
         raise TypeError(f"this {type(model).__name__} would not be the same when loaded: `{name}` is {how}. Undo the change to that module before saving, or save its state_dict() with safetensors.")
     if odd := sorted(model.state_dict().keys() ^ rebuilt.state_dict().keys()): raise TypeError(f"this {type(model).__name__} would not be the same when loaded: `{odd[0]}` is only in {'it' if odd[0] in model.state_dict() else 'the rebuilt one'}. Save its state_dict() with safetensors.")
     told = dict(rebuilt.named_buffers())                     # buffers that no state dict holds are kept where building does not give them
-    tensors, tied = _untied(model.state_dict() | {n: b for n, b in model.named_buffers() if told[n].is_meta or told[n].dtype != b.dtype or not torch.equal(told[n], b.cpu())})
+    tensors, tied = _untied(model.state_dict() | {n: b for n, b in model.named_buffers() if (t := told.get(n)) is None or t.is_meta or t.dtype != b.dtype or not torch.equal(t, b.cpu())})
     return tensors, dict(kind=KIND, build=build, widths=widths, tied=tied, cut={k: v for k, v in asdict(info).items() if k not in ("build", "widths")} if info else None)
 
 def _write(folder:Path, tensors:dict[str, Tensor], header:dict)->None:

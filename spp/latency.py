@@ -60,6 +60,7 @@ def measure(model:nn.Module,    # the dense model
     classes, mode, table = {}, model.training, {}; model.eval()
     for name, at in sites(pairs).items(): classes.setdefault(tuple((pairs[i].kind, pairs[i].groups, pairs[i].size, costs.unit.get("flops", costs.unit["params"])[i]) for i in at), []).append(name)
     try:
+        none, = relative_latency([cut(model, pairs, torch.zeros(sum(p.n for p in pairs)))], model, x, rounds)
         with tqdm(total=len(classes) * len(shares), desc="latency", leave=False, **{} if progress else {"disable": True}) as bar:
             for names in classes.values():
                 widths, ratio = [], []
@@ -68,7 +69,8 @@ def measure(model:nn.Module,    # the dense model
                 table |= {n: (widths + [_narrow(pairs, names, 1.)[1]], [(r - ratio[0]) / len(names) for r in np.maximum.accumulate([*ratio, 1.])]) for n in names}
         with torch.inference_mode(): ms = 1000 * median(_seconds(model, x) for _ in range(rounds))
     finally: model.train(mode)
-    return replace(costs, dense={**costs.dense, "latency": ms}, time={n: (w, [float(ms * r) for r in t]) for n, (w, t) in table.items()})
+    scale = ms * (1 - min(none, 1.)) / max(sum(t[-1] for _, t in table.values()), 1e-9)
+    return replace(costs, dense={**costs.dense, "latency": ms}, time={n: (w, [float(scale * r) for r in t]) for n, (w, t) in table.items()})
 
 # %% ../nbs/08a_latency.ipynb #f2f542d3
 class _Listen(TorchDispatchMode):

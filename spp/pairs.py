@@ -96,8 +96,8 @@ def find_pairs(model:nn.Module,      # a transformer of a known family
     if verbose: print(*(f"left alone: {k}: {why}" for k, why in skipped.items()), sep="\n")
     if pairs: return pairs
     why = "".join(f"\n  {k}: {why}" for k, why in skipped.items())
-    raise TypeError(f"no pairs in {type(model).__name__}: looked for attention and MLP blocks of timm's vision transformers, of open_clip and of transformers.{why}\n"
-                    "  Pass a `timm.models.VisionTransformer`, a CLIP of open_clip or a model of transformers, or pairs=[...] from `mlp_pair(model, block, first, second)` for your own MLPs.")
+    raise TypeError(f"no pairs in {type(model).__name__}: looked for attention and MLP blocks of timm, of open_clip and of transformers.{why}\n"
+                    "  Pass a vision transformer of timm, a CLIP of open_clip or a model of transformers, or pairs=[...] from `mlp_pair(model, block, first, second)` for your own MLPs.")
 
 # %% ../nbs/01_pairs.ipynb #c7449af9
 @contextmanager

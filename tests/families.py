@@ -31,6 +31,9 @@ def _text(make):
         return model, x | ({"use_cache": False} if model.can_generate() else {})
     return both
 
+def _vit(name, **kw): return _timm(lambda: timm.create_model(name, **{**dict(img_size=32, embed_dim=48, depth=2, num_heads=3, num_classes=7), **kw}))
+def _swin(name, img_size): return _timm(lambda: timm.create_model(name, img_size=img_size, window_size=4, embed_dim=24, depths=(2, 2), num_heads=(2, 4), num_classes=7))
+
 _SMALL = dict(vocab_size=61, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, max_position_embeddings=32)
 _PICTURE = dict(image_size=32, patch_size=8, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=64)
 _LLAMA = dict(_SMALL, hidden_size=48, num_attention_heads=4, num_key_value_heads=2, head_dim=12, intermediate_size=64)
@@ -40,6 +43,19 @@ FAMILIES = {
     "vit_no_qkv_bias": _timm(lambda: VisionTransformer(img_size=32, patch_size=8, embed_dim=60, depth=3, num_heads=3, qkv_bias=False, num_classes=11)),
     "vit_registers_avg": _timm(lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=11, reg_tokens=4, global_pool="avg", init_values=1e-5)),
     "vit_features": _timm(lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=0)),
+    "vit_qk_norm": _timm(lambda: VisionTransformer(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3, qk_norm=True, num_classes=7)),
+    "vit_norm_behind": _vit("vit_base_patch16_rpn_224"),
+    "deit3": _vit("deit3_small_patch16_224"),
+    "dinov2_giant": _vit("vit_giant_patch14_reg4_dinov2", img_size=28, mlp_ratio=8),
+    "siglip": _vit("vit_base_patch16_siglip_224"),
+    "swin": _swin("swin_tiny_patch4_window7_224", 40),       # 10 × 10 tokens in shifted windows of 4 × 4, filled up
+    "swinv2": _swin("swinv2_tiny_window8_256", 64),
+    "beit": _vit("beit_base_patch16_224"),
+    "beit_shared_bias": _vit("beit_base_patch16_224", use_rel_pos_bias=False, use_shared_rel_pos_bias=True),
+    "eva": _vit("eva_giant_patch14_224", img_size=28),
+    "eva02": _vit("eva02_tiny_patch14_224", img_size=28),
+    "eva02_split": _vit("eva02_base_patch14_224", img_size=28, scale_mlp=False, swiglu_align_to=8),
+    "rope_mixed": _vit("vit_small_patch16_rope_mixed_224"),
     "hf_bert": _text(lambda: hf.BertModel(hf.BertConfig(**_SMALL, intermediate_size=64), add_pooling_layer=False)),
     "hf_roberta": _text(lambda: hf.RobertaForSequenceClassification(hf.RobertaConfig(**_SMALL, intermediate_size=64, num_labels=5))),
     "hf_vit": lambda: (hf.ViTForImageClassification(hf.ViTConfig(image_size=32, patch_size=8, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, intermediate_size=64, num_labels=7)),

@@ -5,6 +5,7 @@ import torch
 from spp import cut, find_pairs, gated
 from spp.arch.hf import NoHeads, Outputs, Values
 from spp.arch.open_clip import HeadAttention
+from spp.arch.timm import Narrow
 from spp.objective import answer
 from spp.pairs import adapter_of, opened, split_units
 from spp.path import SolutionPath
@@ -42,13 +43,34 @@ def test_float32(family):
     with gated(model, pairs, mask.float()): want = out(model, x)
     assert (out(cut(model, pairs, mask), x) - want).abs().max() <= 1e-5 * max(1, want.abs().max())
 
+TIMM = [name for name in FAMILIES if not name.startswith("hf_")]
+
+@pytest.mark.parametrize("name", TIMM)
+def test_fused_or_not(name):
+    "With timm's attention written out, or as one fused call, the dense model and the cut one say the same"
+    model, x = FAMILIES[name](); model, x = randomised(model).double(), x.double(); pairs = find_pairs(model)
+    mask = torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(6)) < .4; small = cut(model, pairs, mask); seen = []
+    for fused in (False, True):
+        for m in (*model.modules(), *small.modules()):
+            if hasattr(m, "fused_attn"): m.fused_attn = fused
+        with gated(model, pairs, mask.double()): seen.append(out(model, x))
+        seen.append(out(small, x))
+    assert all((y - seen[0]).abs().max() <= 1e-10 for y in seen)
+
+def test_frozen_stays_frozen(family):
+    model, _ = family; pairs = find_pairs(model)
+    for i, p in enumerate(model.parameters()): p.requires_grad_(i % 2 == 0)
+    wanted = {n: p.requires_grad for n, p in model.named_parameters()}
+    small = cut(model, pairs, torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(7)) < .4)
+    assert {n: p.requires_grad for n, p in small.named_parameters()} == wanted
+
 UNUSED = {"head_dist.weight", "head_dist.bias", "post_layernorm.weight", "post_layernorm.bias"}   # the answer does not depend on them
 
 def test_ordinary(family):
     "Original classes, no hooks; survives deepcopy, half precision and export"
     model, x = family; pairs = find_pairs(model); mask = torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(4)) < .5
     small = cut(model, pairs, mask); y = out(small, x); inputs = ((), x) if isinstance(x, dict) else ((x,), {})
-    assert type(small) is type(model) and {type(m) for m in small.modules()} <= {type(m) for m in model.modules()} | {HeadAttention, NoHeads, Outputs, Values}
+    assert type(small) is type(model) and {type(m) for m in small.modules() if not isinstance(m, Narrow)} <= {type(m) for m in model.modules()} | {HeadAttention, NoHeads, Outputs, Values}
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in small.modules())
     assert torch.equal(out(copy.deepcopy(small), x), y)
     assert (out(copy.deepcopy(small).bfloat16(), to(x, torch.bfloat16)).float() - y).abs().mean() < .1 * y.abs().mean()
@@ -128,3 +150,13 @@ def test_what_a_class_computes_itself_is_left_alone():
     found, left = of("MegatronBert"); assert sorted(p.kind for p in found) == ["mlp", "vo"] and left == {"qk of encoder.layer.0.attention.self": "its softmax scale follows the width of its heads"}
     found, left = of("Olmo2"); assert [p.kind for p in found] == ["glu"] and left == {"layers.0.self_attn": "q_norm and k_norm mix all heads"}
     found, left = of("RoFormer", embedding_size=48, rotary_value=True); assert [p.kind for p in found] == ["mlp"] and list(left.values()) == ["rotary positions turn its values"]
+
+def test_what_is_left_alone_in_timm():
+    from spp.arch.timm import pairs
+    for name, kinds, why in (("swinv2", {"vo", "mlp"}, "cosine"), ("eva02", {"vo", "glu"}, "rotary"), ("rope_mixed", {"vo", "mlp"}, "rotary"), ("vit_qk_norm", {"vo", "mlp"}, "q_norm"), ("siglip", {"qk", "vo", "mlp"}, "pools")):
+        found, skipped = pairs(FAMILIES[name]()[0])
+        assert {p.kind for p in found} == kinds and skipped and all(why in text and (k.startswith("qk of") or k == "attn_pool") for k, text in skipped.items())
+    model = FAMILIES["beit_shared_bias"]()[0]; found = find_pairs(model); mask = torch.ones(sum(p.n for p in found), dtype=torch.bool)
+    split_units(mask, found)[1][0] = False                                          # a head without values stays, for all layers share a bias that speaks of every head
+    assert cut(model, found, mask).spp.widths["blocks.0.attn"] == {"heads": 3, "head_dim": 16}
+    own = FAMILIES["beit"]()[0]; assert cut(own, found, mask).spp.widths["blocks.0.attn"] == {"heads": 2, "head_dim": 16}

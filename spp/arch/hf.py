@@ -227,7 +227,7 @@ class NoHeads(nn.Module):
 
 def _copy(new:nn.Module, old:nn.Module, index:Tensor, dim:int)->None:
     "Fill `new` with the outputs (`dim=0`) or inputs of `old` that `index` names; −1 for zeros"
-    real, index = index >= 0, index.clamp(min=0)
+    index = index.to(old.weight.device); real, index = index >= 0, index.clamp(min=0)
     weight(new).copy_(weight(old).index_select(dim, index) * (real[:, None] if dim == 0 else real))
     if old.bias is not None: new.bias.copy_(old.bias[index] * real if dim == 0 else old.bias)
 

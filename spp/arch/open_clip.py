@@ -138,6 +138,7 @@ def opened(model:nn.Module)->Iterator[nn.Module]:
 def _rows(x:nn.Parameter|None, index:Tensor)->nn.Parameter|None:
     "Rows of a parameter, zeros where the index is −1"
     if x is None: return None
+    index = index.to(x.device)
     return nn.Parameter(x.index_select(0, index.clamp(min=0)) * (index >= 0).view(-1, *(1,) * (x.dim() - 1)), x.requires_grad)
 
 @torch.no_grad()
