@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'VARIANTS', 'PIECES', 'SHAPES', 'HIDDEN', 'Task', 'digits_task', 'minilm_task', 'pooled', 'dinov2_task',
-           'smollm2_task', 'overlap', 'orders', 'shared', 'ablation', 'side_by_side', 'search_cost', 'search_memory',
-           'speed']
+           'smollm2_task', 'overlap', 'orders', 'shared', 'ablation', 'side_by_side', 'search_cost', 'families',
+           'search_memory', 'speed']
 
 # %% ../nbs/20_bench.ipynb #cbfe09d4
-import copy, json, os, subprocess, sys, time
+import copy, json, os, subprocess, sys, tempfile, time
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -19,14 +19,16 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 from .baselines import baseline, torch_pruning
 from .budget import macs_of, params_of
+from .cut import save
 from .data import digits, digits_vit, train_digits_vit
 from .evaluate import accuracy, provenance
+from .family import Family, joint, walk
 from .files import replacing
 from .finetune import finetune
 from .gates import gated
 from .latency import kernels, relative_latency
 from .objective import mean_token, next_token
-from .pairs import split_units
+from .pairs import find_pairs, split_units
 from .path import SolutionPath
 from .samples import dinov2, fashion_mnist, minilm, sentences, smollm2, wikipedia
 from .search import agreement, first_looks, search
@@ -226,6 +228,36 @@ def search_cost(out:str|os.PathLike="results", # folder
     got = [path.cut(params=b).spp.got["params"] for b in budgets]; cuts = time.perf_counter() - start
     return _write(Path(out) / "search_cost.json", dict(rows=rows, eight_cuts_s=cuts, asked=list(budgets), got=got,
                                                        **provenance(0, time.time() - t, dict(model=name, batch=batch, steps=steps, every=every, **kwargs))))
+
+# %% ../nbs/20_bench.ipynb #a74d01f8
+def families(out:str|os.PathLike="results",   # folder
+             params:tuple[float, ...]=(.75, .5, .35, .25), # of the dense model
+             seeds:tuple[int, ...]=(20, 21, 22),
+             epochs:int=6,                    # of each member; all three ways take `len(params)` times as many
+             progress:bool=True,
+            )->Path:                          # family.json
+    "Accuracy of members that were trained separately, on the walk, and jointly"
+    import timm
+    t, task, rows, n = time.time(), digits_task(), [], len(params)
+    for seed in tqdm(seeds, desc="seeds", leave=False, **{} if progress else {"disable": True}):
+        path = task.search(seed, progress); data = lambda: digits(seed=seed)[0]
+        def say(way, b, m): rows.append(dict(way=way, seed=seed, asked=b, params=params_of(m), score=task.score(m)))
+        for b in params: torch.manual_seed(seed); finetune(m := path.cut(params=b), data(), task.model, epochs=epochs, progress=False); say("separate", b, m)
+        torch.manual_seed(seed); members = walk(path, data(), params, epochs=n * epochs, progress=False)
+        for b, m in members.items(): say("walk", b, m)
+        torch.manual_seed(seed); members = walk(path, data(), params, epochs=n * epochs // 2, progress=False)
+        for b, m in members.items(): finetune(m, data(), task.model, epochs=epochs // 2, progress=False); say("walk, then each", b, m)
+        torch.manual_seed(seed); both = joint(path, data(), (max(params), min(params)), epochs=n * epochs, seed=seed, progress=False)
+        for b in params: say("joint", b, both.cut(params=b))
+    with tempfile.TemporaryDirectory() as tmp:
+        room = lambda f: sum(x.stat().st_size for x in Path(f).rglob("*") if x.is_file())
+        for b in params: save(path.cut(params=b), Path(tmp) / f"{b}")
+        alone, together = sum(room(Path(tmp) / f"{b}") for b in params), room(both.save(Path(tmp) / "all"))
+    model = timm.create_model("deit_small_patch16_224"); deit = Family(model, SolutionPath(pairs := find_pairs(model), torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(0)))); ms = []
+    deit.at(params=.5)                                              # sorts, once
+    for b in torch.linspace(.2, .95, 16).tolist(): since = time.perf_counter(); deit.at(params=b); ms.append(1000 * (time.perf_counter() - since))
+    return _write(Path(out) / "family.json", dict(dense=task.score(task.model), parameters=params_of(task.model), rows=rows, bytes=dict(separate=alone, family=together), deit_small_at_ms=sorted(ms)[len(ms) // 2],
+                  **provenance(list(seeds), time.time() - t, dict(epochs=epochs, params=list(params)))))
 
 # %% ../nbs/20_bench.ipynb #824e7792
 _PEAK = """
