@@ -87,12 +87,19 @@ def has_values(model:nn.Module)->None:
     if name := next((n for n, p in model.named_parameters() if p.is_meta), None):
         raise ValueError(f"`{name}` has no values: it is on the device meta. Load the weights first, and without offloading if they are spread over devices.")
 
-def find_pairs(model:nn.Module,      # a transformer of a known family
+def _by_blocks(model:nn.Module)->tuple[list[Pair], dict[str, str]]:
+    "What the adapters find in a model that is not of their library, but has modules of it"
+    pairs, skipped = [], {}
+    for name in dict.fromkeys(type(m).__module__.split(".")[0] for m in model.modules()):
+        if name in ADAPTERS: got, why = import_module(ADAPTERS[name]).pairs(model); pairs += [p for p in got if p not in pairs]; skipped |= why
+    return pairs, skipped
+
+def find_pairs(model:nn.Module,      # a transformer of a known family, or a model made of blocks of one
                verbose:bool=False,   # also print what was left alone, and why
               )->list[Pair]:
     "All pairs of `model` that can be cut exactly, in the order of its blocks; `TypeError` if there are none"
     a = adapter_of(unwrapped(model))
-    pairs, skipped = a.pairs(model) if a else ([], {})
+    pairs, skipped = a.pairs(model) if a else _by_blocks(model)
     if verbose: print(*(f"left alone: {k}: {why}" for k, why in skipped.items()), sep="\n")
     if pairs: return pairs
     why = "".join(f"\n  {k}: {why}" for k, why in skipped.items())

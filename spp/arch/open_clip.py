@@ -100,7 +100,7 @@ _PREFIX = "text.transformer."
 def _foreign(model:nn.Module)->tuple[list[Pair], dict[str, str]]:
     "What the adapters of timm and transformers find in a tower that is theirs"
     found, skipped = [], {}
-    if isinstance(model.visual, TimmModel):
+    if isinstance(getattr(model, "visual", None), TimmModel):
         got, skipped = import_module("spp.arch.timm").pairs(model.visual); found = [_under("visual.", p) for p in got]; skipped = {f"visual.{k}": why for k, why in skipped.items()}
         if not got: skipped["visual.trunk"] = f"{type(model.visual.trunk).__name__} has no blocks that the adapter of timm can cut"
     if isinstance(text := getattr(model, "text", None), HFTextEncoder):
