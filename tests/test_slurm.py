@@ -9,7 +9,7 @@ import pytest
 from spp.launch import Resources, jobs, launch
 
 pytestmark = [pytest.mark.slurm, pytest.mark.skipif(shutil.which("sinfo") is None or subprocess.run(["sinfo"], capture_output=True).returncode != 0, reason="no Slurm here")]
-SMALL = dict(cpus=1, memory="2GB")
+SMALL = dict(cpus=1, memory="2GB", setup=(f"export PYTHONPATH={Path(__file__).parent}:$PYTHONPATH",))       # the functions below are this file's
 
 def wait(job, seconds=240):
     end = time.time() + seconds
