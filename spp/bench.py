@@ -312,11 +312,10 @@ def speed(out:str|os.PathLike="results",   # folder
     import timm
     t = time.time(); torch.manual_seed(0); model = timm.create_model(name, **kwargs).eval(); size = model.patch_embed.img_size
     x, data = torch.randn(batch, 3, *size), [(torch.randn(4, 3, *size), torch.randint(0, model.num_classes, (4,))) for _ in range(4)]
-    path = search(model, data, steps=steps); ours = [path.cut(params=p) for p in params]
-    theirs = torch_pruning(model, data, "taylor", [params_of(m) for m in ours], F.cross_entropy)
-    times, dense = relative_latency([*ours, *theirs], model, x, rounds), macs_of(model, x[:1])
-    rows = [dict(order=o, asked=p, params=params_of(m) / params_of(model), macs=macs_of(m, x[:1]) / dense, latency=l, kernels=kernels(m, x))
-            for o, p, m, l in zip(["spp"] * len(params) + ["torch-pruning taylor"] * len(params), params * 2, [*ours, *theirs], times)]
+    path = search(model, data, steps=steps); made = {"spp": [path.cut(params=p) for p in params], "spp, by magnitude": [baseline("magnitude", model).cut(params=p) for p in params]}
+    made["torch-pruning taylor"] = torch_pruning(model, data, "taylor", [params_of(m) for m in made["spp"]], F.cross_entropy)
+    all_ = [(o, p, m) for o, models in made.items() for p, m in zip(params, models)]; times, dense = relative_latency([m for *_, m in all_], model, x, rounds), macs_of(model, x[:1])
+    rows = [dict(order=o, asked=p, params=params_of(m) / params_of(model), macs=macs_of(m, x[:1]) / dense, latency=l, kernels=kernels(m, x)) for (o, p, m), l in zip(all_, times)]
     tokens = torch.randn(batch, 197, 384); layers = {k: _Attention(384, *v).eval() for k, v in SHAPES.items()}; whole, *others = layers.values()
     shapes = dict(zip(layers, [1., *relative_latency(others, whole, tokens, 2 * rounds)]))
     whole, *others = [nn.Sequential(nn.Linear(384, n), nn.GELU(), nn.Linear(n, 384)) for n in HIDDEN]; hidden = dict(zip(map(str, HIDDEN), [1., *relative_latency(others, whole, tokens, 2 * rounds)]))
