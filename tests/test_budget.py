@@ -1,11 +1,14 @@
 "Budgets: what is asked is met from below, within one percent, on models of real shape; and contradictions are said"
 import random
+import subprocess
+import sys
+import warnings
 import open_clip
 import pytest
 import timm
 import torch
 import transformers as hf
-from spp import find_pairs
+from spp import find_pairs, save_pretrained
 from spp.budget import cost_of, macs_of, params_of, solve, unit_costs
 from spp.pairs import adapter_of
 from spp.path import SolutionPath
@@ -69,3 +72,14 @@ def test_time_is_a_budget():
     path = _random_path(model).measure(torch.randn(4, 3, 64, 64), rounds=3, progress=False); small = path.cut(latency=.7, params=.8)
     assert small.spp.got["latency"] <= .7 and small.spp.got["params"] <= .8 and small.spp.got["latency, measured"] > 0 and "latency, measured" in str(small.spp)
     with pytest.raises(ValueError, match="milliseconds"): path.cut(latency=1e-6)
+
+def test_equal_widths_without_spp(tmp_path):
+    "A uniform cut of a Llama-shaped model loads by transformers alone, where spp cannot be imported"
+    torch.manual_seed(0); model = hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=61, hidden_size=48, num_hidden_layers=3, num_attention_heads=6, num_key_value_heads=3, head_dim=8, intermediate_size=96, max_position_embeddings=32)).eval()
+    small = _random_path(model).cut(uniform=True, params=.75)
+    with warnings.catch_warnings(): warnings.simplefilter("error"); save_pretrained(small, tmp_path / "m")
+    torch.save(small(torch.arange(9)[None]).logits, tmp_path / "y.pt")
+    code = (f"import sys; sys.modules['spp'] = None\nimport torch; from transformers import AutoModelForCausalLM\nm = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'm')!r})\n"
+            f"assert (m(torch.arange(9)[None]).logits - torch.load({str(tmp_path / 'y.pt')!r}, weights_only=True)).abs().max() <= 1e-6; print(m.config.num_key_value_heads, m.config.intermediate_size)")
+    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True); assert r.returncode == 0, r.stderr
+    groups, hidden = map(int, r.stdout.split()); assert 0 < groups <= 3 and 0 < hidden < 96

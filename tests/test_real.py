@@ -1,9 +1,13 @@
-"The three pretrained models that registry packages hold: the law at real weights; skipped where the registry is away"
+"The three pretrained models that registry packages hold: the law at real weights, and carried elsewhere; skipped where the registry is away"
+import subprocess
+import sys
 import pytest
 import torch
-from spp import cut, find_pairs, gated, load, save
+from spp import cut, find_pairs, gated, save
+from spp.objective import answer
 from spp.samples import dinov2, minilm, smollm2
 from families import out
+from test_export import Answer, onnxruntime, tensors
 
 def model_of(name):
     try: made = {"dinov2": dinov2, "minilm": minilm, "smollm2": smollm2}[name]()
@@ -13,10 +17,20 @@ def model_of(name):
     return model, x | ({"use_cache": False} if name == "smollm2" else {})
 
 @pytest.mark.parametrize("name", ["dinov2", "minilm", "smollm2"])
-def test_gated_equals_cut(name, tmp_path):
-    model, x = model_of(name); pairs = find_pairs(model); g = torch.Generator().manual_seed(0)
-    mask = torch.rand(sum(p.n for p in pairs), generator=g) < .7; small = cut(model, pairs, mask, align=8)
-    back = load(save(small, tmp_path / "m")); assert torch.equal(out(back, x), out(small, x))
+def test_real_weights(name, tmp_path):
+    "gated ≡ cut in float64; equal bits in a new process; torch.export and ONNX to 1e-4; finite gradients"
+    model, x = model_of(name); pairs = find_pairs(model); mask = torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(0)) < .7
+    small = cut(model, pairs, mask, align=8); y = out(small, x); given = tensors(x); near = lambda a: (a - y).abs().max() <= 1e-4 * max(1, y.abs().max())
+    save(small, tmp_path / "m"); torch.save({"x": x, "y": y}, tmp_path / "xy.pt")
+    code = (f"import spp, torch; from spp.objective import answer; d = torch.load({str(tmp_path / 'xy.pt')!r}, weights_only=True)\n"
+            f"assert torch.equal(answer(spp.load({str(tmp_path / 'm')!r}), d['x']).out, d['y'])")
+    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True); assert r.returncode == 0, r.stderr
+    inputs = ((), x) if isinstance(x, dict) else ((x,), {}); assert near(answer(torch.export.export(small, *inputs).module(), x).out)
+    if name == "smollm2": small.config.use_cache = False
+    program = torch.onnx.export(Answer(small, list(given) if isinstance(x, dict) else None).eval(), tuple(given.values()), dynamo=True, verbose=False)
+    program.save(tmp_path / "m.onnx", external_data=True); session = onnxruntime.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    assert near(torch.from_numpy(session.run(None, {i.name: v.numpy() for i, v in zip(session.get_inputs(), given.values())})[0]))
+    small.train(); out(small, x).square().mean().backward(); assert all(p.grad.isfinite().all() for p in small.parameters() if p.grad is not None)
     model.double(); x = x if isinstance(x, dict) else x.double()
     with gated(model, pairs, mask.double()): want = out(model, x)
     assert (out(cut(model, pairs, mask), x) - want).abs().max() <= 1e-10 * max(1, want.abs().max())
