@@ -34,7 +34,7 @@ def test_show(demo):
 
 def test_errors_are_one_paragraph(tmp_path):
     (tmp_path / "x").mkdir(); (tmp_path / "x/thesis.tex").touch()
-    for args, text in ((("demo", "--out", "x"), "x exists and holds thesis.tex, not a demo of spp"), (("show", "no.path"), "no file no.path"), (("bench", "speed"), "unknown benchmark 'speed'")):
+    for args, text in ((("demo", "--out", "x"), "x exists and holds thesis.tex, not a demo of spp"), (("show", "no.path"), "no file no.path"), (("bench", "imagenet"), "unknown benchmark 'imagenet'")):
         r = spp(*args, cwd=tmp_path); assert r.returncode == 1 and text in r.stderr and "Traceback" not in r.stderr
 
 def test_import_is_light():
