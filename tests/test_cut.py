@@ -43,12 +43,12 @@ def test_float32(family):
     with gated(model, pairs, mask.float()): want = out(model, x)
     assert (out(cut(model, pairs, mask), x) - want).abs().max() <= 1e-5 * max(1, want.abs().max())
 
-TIMM = [name for name in FAMILIES if not name.startswith("hf_")]
+TIMM = [name for name in FAMILIES if not name.startswith(("hf_", "open_clip"))]
 
 @pytest.mark.parametrize("name", TIMM)
 def test_fused_or_not(name):
     "With timm's attention written out, or as one fused call, the dense model and the cut one say the same"
-    model, x = FAMILIES[name](); model, x = randomised(model).double(), x.double(); pairs = find_pairs(model)
+    model, x = FAMILIES[name](); model, x = randomised(model).double(), to(x, torch.float64); pairs = find_pairs(model)
     mask = torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(6)) < .4; small = cut(model, pairs, mask); seen = []
     for fused in (False, True):
         for m in (*model.modules(), *small.modules()):
@@ -84,12 +84,14 @@ def test_budgets_are_true(family):
     model, x = family; pairs = find_pairs(model); g = torch.Generator().manual_seed(5)
     path = SolutionPath(pairs, torch.rand(sum(p.n for p in pairs), generator=g)).attach(model)
     steps = Steps(path.score, pairs, path.costs).cost; finest = {k: c.max() / path.costs.dense[k] for k, c in steps.items()}   # no budget is met closer than by the largest step
+    alone = {p.site for p in pairs if p.kind == "vo"} - {p.site for p in pairs if p.kind == "qk"}
     one = adapter_of(model).example(model); rest = max(path.costs.rest(pairs)[k] / path.costs.dense[k] for k in ("params", "flops"))
     for b in (.9, .6, .4):
         if b < rest: continue                                                      # rotary attention keeps its queries and keys
         told = lambda k: cost_of(path.mask(**{k: b}), pairs, path.costs)[k] / path.costs.dense[k]
-        small = path.cut(params=b); got = params_of(small) / params_of(model); assert b - finest["params"] < got <= b and got == small.spp.got["params"] and abs(got - told("params")) < 1e-9
-        small = path.cut(flops=b); got = macs_of(small, one) / macs_of(model, one); assert b - finest["flops"] < got <= b and abs(got - told("flops")) < 1e-9
+        free = lambda: any(w.get("head_dim") == 0 and site in alone for site, w in small.spp.widths.items())     # a layer without values takes along queries and keys that no budget counts
+        small = path.cut(params=b); got = params_of(small) / params_of(model); assert b - finest["params"] < told("params") <= b and got == small.spp.got["params"] and (got <= told("params") if free() else abs(got - told("params")) < 1e-9)
+        small = path.cut(flops=b); got = macs_of(small, one) / macs_of(model, one); assert b - finest["flops"] < told("flops") <= b and (got <= told("flops") if free() else abs(got - told("flops")) < 1e-9)
         small = path.cut(units=b); assert b - finest["units"] < small.spp.units[0] / path.n <= b
     assert path.cut(params=int(.7 * params_of(model))).spp.params[0] <= .7 * params_of(model)
 
