@@ -129,7 +129,7 @@ class Narrow:
             y = self.qkv(x) if getattr(self, "q_bias", None) is None else F.linear(x, self.qkv.weight, torch.cat((self.q_bias, self.k_bias, self.v_bias)))
             v = self.proj.in_features; k = (y.shape[-1] - v) // 2; parts = y.split((k, k, v), -1)
         return tuple(y.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for y in parts)
-    def join(self, x:Tensor)->Tensor: "Heads back to [batch, tokens, d_model]"; return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+    def join(self, x:Tensor)->Tensor: "Heads back to [batch, tokens, d_model], as a copy: exporters lay attention out in strides of their own"; return self.proj_drop(self.proj(x.transpose(1, 2).clone(memory_format=torch.contiguous_format).flatten(2)))
     def attend(self, q:Tensor, k:Tensor, v:Tensor, mask:Tensor|None=None, is_causal:bool=False)->Tensor:
         "Attention at the dense scale"
         width = v.shape[-1]
