@@ -227,7 +227,7 @@ def test_a_setting_of_the_other_method(small):
     (dict(params=0), r"params=0 is no budget: write the fraction .* in \(0, 1\].* Reachable: 0\.\d+ to 1"),
     (dict(params=-.5), "params=-0.5 is no budget"), (dict(units=float("nan")), "units=nan is no budget"), (dict(params=True), "params=True is no budget"),
     (dict(params=1.2), r"params=1.2 is neither a fraction in \(0, 1\] nor a possible number of parameters"),
-    (dict(params=10 ** 9), "more than the dense model's"), (dict(params=.01), r"params=0.01 cannot be met: what is not in pairs .* is 0\.\d+ of this model. Reachable: 0\.\d+ to 1"),
+    (dict(params=10 ** 9), "more than the dense model's"), (dict(params=.01), r"params=0.01 cannot be met: what is not cut .* is 0\.\d+ of this model. Reachable: 0\.\d+ to 1"),
     (dict(speed=.5), "unknown budget 'speed': known are units, params, flops"), ({}, "no budget given: write params=0.5")])
 def test_budgets_that_cannot_be(small, budget, text):
     model, _ = small; path = SolutionPath(find_pairs(model), torch.rand(sum(p.n for p in find_pairs(model)))).attach(model)
