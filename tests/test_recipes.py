@@ -35,7 +35,7 @@ def test_killed_in_each_stage(tmp_path):
     script = tmp_path / "run.py"; script.write_text(RUN); go = lambda out, dies: subprocess.run([sys.executable, script, out, str(dies)], capture_output=True, text=True)
     r = go(tmp_path / "want", -1); assert r.returncode == 0, r.stderr
     there = lambda: {p.name for p in (tmp_path / "got").iterdir()}
-    for dies, has, lacks in ((43, "search.run", "order.path"), (9, "prune.run", "params_0.75"), (12, "params_0.75.run", "params_0.75")):
+    for dies, has, lacks in ((43, "search.run", "order.path"), (50, "prune.run", "params_0.75"), (12, "params_0.75.run", "params_0.75")):
         r = go(tmp_path / "got", dies); assert r.returncode == -signal.SIGKILL, r.stderr
         assert has in there() and lacks not in there(), (dies, there())
     r = go(tmp_path / "got", -1); assert r.returncode == 0, r.stderr
