@@ -63,12 +63,14 @@ def show(what:Annotated[Path, typer.Argument(help="a path file, or a folder writ
     from spp import SolutionPath, load
     typer.echo(_told(lambda: getattr(m := load(what), "spp", None) or f"{type(m).__name__}, not cut" if what.is_dir() else SolutionPath.load(what)))
 
+# %% ../nbs/21_cli.ipynb #20790f1e
 @app.command()
 def recipes():
     "The paper's settings, one line for each model."
     from spp.recipes import recipes as table
     typer.echo(table().to_string())
 
+# %% ../nbs/21_cli.ipynb #2ae2aa49
 @app.command()
 def run(recipe:Annotated[str, typer.Argument(help="one of `spp recipes`")],
         data:Annotated[Path, typer.Option(help="folder with train/ and val/, or the root of the data set --name")]=None,
@@ -107,12 +109,14 @@ def run(recipe:Annotated[str, typer.Argument(help="one of `spp recipes`")],
     else:
         for j in jobs: typer.echo(_told(lambda: j.results()[0]))
 
+# %% ../nbs/21_cli.ipynb #51f183fb
 @app.command()
 def jobs(folder:Annotated[Path, typer.Argument(help="where `spp run --cluster` keeps logs and results")]=Path("runs/jobs")):
     "The jobs that were launched: their state, and how far their runs are."
     from spp.launch import jobs as table
     typer.echo(_told(lambda: table(folder)).to_string(index=False))
 
+# %% ../nbs/21_cli.ipynb #0c02c14d
 @app.command()
 def bench(what:Annotated[str, typer.Argument(help="digits, minilm, dinov2, smollm2, ablation, torch-pruning, search-cost, search-memory, speed, or family")],
           out:Annotated[Path, typer.Option(help="folder for the JSON file")]=Path("results")):
@@ -125,4 +129,5 @@ def bench(what:Annotated[str, typer.Argument(help="digits, minilm, dinov2, smoll
     if what not in runs: _told(lambda: (_ for _ in ()).throw(ValueError(f"unknown benchmark {what!r}: known are {', '.join(runs)}")))
     typer.echo(f"wrote {_told(lambda: runs[what](out))}")
 
+# %% ../nbs/21_cli.ipynb #0b0a0f58
 def main(): app()

@@ -76,6 +76,7 @@ def _same(out:Path, settings:dict)->None:
     elif ranks()[0] == 0:
         with replacing(file) as f: f.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
+# %% ../nbs/17_recipes.ipynb #7545398d
 def generated(model:nn.Module, batch:int, batches:int=2)->list[tuple[torch.Tensor, torch.Tensor]]:
     "Noise in the shape of images, with labels: for a run that only tries whether everything works"
     from spp.pairs import adapter_of
@@ -89,6 +90,7 @@ def plan(recipe:str, smoke:bool=False, **overrides)->Recipe:
     small = dict(update=2, prune=1, finetune=1, batch=4, params=(.75, .5), augment={}, mixup=0., cutmix=0., ema=None) if smoke else {}
     return replace(RECIPES[recipe], **{**small, **{k: v for k, v in overrides.items() if v is not None}})
 
+# %% ../nbs/17_recipes.ipynb #22901469
 def run(recipe:str,          # of `RECIPES`
         data:str|os.PathLike|None=None, # a folder with train/ and val/, or the root of the data set `name`
         out:str|os.PathLike="runs/recipe", # folder of the run
@@ -124,6 +126,7 @@ def run(recipe:str,          # of `RECIPES`
 @contextmanager
 def _nothing(): yield
 
+# %% ../nbs/17_recipes.ipynb #3c2ba92e
 def _search(model, data, r:Recipe, out:Path, seed:int, progress:bool)->SolutionPath:
     "Stage 1"
     if (file := out / "order.path").exists(): return SolutionPath.load(file, model)
