@@ -8,6 +8,7 @@ __all__ = ['NOUN', 'params_of', 'macs_of', 'Costs', 'unit_costs', 'step_size', '
 # %% ../nbs/06_budget.ipynb #9b933bfc
 from dataclasses import dataclass, field
 import numpy as np, torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -80,15 +81,16 @@ def step_size(pairs:list[Pair], # the pairs of one layer
     while pairs[0].groups > 1 and align > 1 and size // align < 8: align //= 2
     return min(align, size)
 
-def _chunks(values:list[Tensor], # scores of the pairs of one layer, shape [groups, size] each
-            sizes:list[int],     # units by which each group grows, step by step
-            whole:bool=False,    # or numbers of whole groups
-           )->list[list[Tensor]]:# of each pair, the flat positions that enter with each step
+def _split_steps(values:list[Tensor], # scores of the pairs of one layer, shape [groups, size] each
+                 sizes:list[int],     # units by which each group grows, step by step
+                 whole:bool=False,    # or numbers of whole groups
+                )->list[list[Tensor]]:# of each pair, the flat positions that enter with each step
     "The units of a layer in the order in which they enter"
     groups, size = values[0].shape; rows = torch.arange(groups * size).view(groups, size)
     if whole: return [[c.flatten() for c in rows[torch.stack([x.mean(1) for x in values]).mean(0).argsort(descending=True, stable=True)].split(sizes)] for _ in values]
     return [[c.flatten() for c in rows.gather(1, x.sort(dim=1, descending=True, stable=True).indices).split(sizes, 1)] for x in values]
 
+# %% ../nbs/06_budget.ipynb #cd164f5d
 def _moves(by_site:dict[str, list[int]], pairs:list[Pair], uniform:bool)->list[list[str]]:
     "Layers that widen together: each alone, or all of a kind that the library's own class can be built with"
     if not uniform: return [[s] for s in by_site]
@@ -98,6 +100,7 @@ def _moves(by_site:dict[str, list[int]], pairs:list[Pair], uniform:bool)->list[l
     if not kinds: raise ValueError("uniform=True: no layer of this model can be narrower with only the numbers of its library's own class changed. Leave it out; spp.save and spp.load carry any widths.")
     return list(kinds.values())
 
+# %% ../nbs/06_budget.ipynb #9b301b91
 class Steps:
     "An order of units as a sequence of layer-widening steps"
     def __init__(self,
@@ -108,30 +111,32 @@ class Steps:
                  uniform:bool=False,# equal widths in all layers; what the library's own class cannot have narrower stays whole
                 ):
         if align < 1: raise ValueError(f"`align` must be at least 1, got {align}")
-        self.pairs, self.costs, by_site, values = pairs, costs, sites(pairs), split_units(score.detach().double().cpu(), pairs)
-        self.moves, self.chunks, rows = _moves(by_site, pairs, uniform), [None] * len(pairs), []
-        for s, names in enumerate(self.moves):
-            least = min((pairs[by_site[n][0]].size for n in names)); a, whole = step_size([pairs[i] for i in by_site[names[0]]], align), uniform and pairs[by_site[names[0]][0]].stock == "groups"
-            for n in names:
-                at = by_site[n]; p = pairs[at[0]]; ends = [0, *(p.counts or range(1, p.groups + 1))] if whole else [min(j * a, least) * p.size // least for j in range(-(-least // a) + 1)]
-                for i, c in zip(at, _chunks([values[i] for i in at], [y - x for x, y in zip(ends, ends[1:])], whole)): self.chunks[i] = c
-            members = [i for n in names for i in by_site[n]]
-            for j, parts in enumerate(zip(*(self.chunks[i] for i in members))):
-                mean = torch.cat([values[i].flatten()[c] for i, c in zip(members, parts)]).mean().item()
-                held = [len(c) // pairs[i].size - (j == 0) if whole else 0 if j else pairs[i].groups - 1 for i, c in zip(members, parts)]     # groups that bring what comes with a group
-                cost = {k: sum(len(c) * u[i] + h * costs.group[k][i] for i, c, h in zip(members, parts, held)) for k, u in costs.unit.items()}
-                if costs.time:
-                    done = [sum(map(len, self.chunks[by_site[n][0]][:j + e])) / pairs[by_site[n][0]].n for n in names for e in (0, 1)]
-                    cost["latency"] = sum(costs.slower(n, y) - costs.slower(n, x) for n, x, y in zip(names, done[::2], done[1::2]))
-                rows.append((s, mean, cost))
+        self.pairs, self.costs, self.align, self.uniform, self.at = pairs, costs, align, uniform, sites(pairs)
+        self.moves, values = _moves(self.at, pairs, uniform), split_units(score.detach().double().cpu(), pairs)
+        self.members = [[i for n in names for i in self.at[n]] for names in self.moves]
+        self.fixed = set(range(len(pairs))) - {i for m in self.members for i in m}
+        self.chunks = self._enter(values)
         self.first = [int(uniform)] * len(self.moves)             # a stock class has at least one head and one neuron
-        self.fixed = {i for at in by_site.values() for i in at} - {i for names in self.moves for n in names for i in by_site[n]}
-        self.members = [[i for n in names for i in by_site[n]] for names in self.moves]
         self.least = cost_of(self.mask(self.first), pairs, costs)  # the cost of the smallest model
-        starts = set()
-        rows = [r for r in rows if not (uniform and r[0] not in starts and not starts.add(r[0]))]
+        rows = [row for s in range(len(self.moves)) for row in self._rows(s, values)[self.first[s]:]]
         rows.sort(key=lambda r: -r[1])                             # stable: the steps of a layer stay in order
         self.site, self.cost = [r[0] for r in rows], {k: np.array([r[2][k] for r in rows]) for k in self.least}
+
+    def whole(self, i:int)->bool: "Does pair `i` lose whole groups only?"; return self.uniform and self.pairs[i].stock == "groups"
+
+    def _sizes(self, names:list[str])->dict[str, list[int]]:
+        "For each layer of a move, the units (or whole groups) that each of its steps adds"
+        first = [self.pairs[self.at[n][0]] for n in names]; least = min(p.size for p in first); a = step_size([self.pairs[i] for i in self.at[names[0]]], self.align)
+        ends = lambda p: [0, *(p.counts or range(1, p.groups + 1))] if self.whole(self.at[names[0]][0]) else [min(j * a, least) * p.size // least for j in range(-(-least // a) + 1)]
+        return {n: np.diff(ends(p)).tolist() for n, p in zip(names, first)}
+
+    def _enter(self, values:list[Tensor])->list[list[Tensor]|None]:
+        "Of each pair, the flat positions that enter with each step"
+        out = [None] * len(self.pairs)
+        for names in self.moves:
+            for n, sizes in self._sizes(names).items():
+                for i, c in zip(self.at[n], _split_steps([values[i] for i in self.at[n]], sizes, self.whole(self.at[n][0]))): out[i] = c
+        return out
 
     def mask(self, taken:list[int] # steps that each move has taken
             )->Tensor:             # bool, shape [n]
@@ -141,17 +146,39 @@ class Steps:
             for i in members: masks[i][torch.cat([*self.chunks[i][:steps], torch.empty(0, dtype=torch.long)])] = True
         return torch.cat(masks)
 
-    def take(self, targets:dict[str, float] # measure → what the model may cost, absolute
-            )->Tensor:                      # bool, shape [n]
-        "The mask of the largest model within all `targets`: steps in order, and where one does not fit its layer stays as it is"
-        left, taken, full = {k: t - self.least[k] for k, t in targets.items()}, list(self.first), set()
-        for i, s in enumerate(self.site):
-            if s in full: continue
-            if any(self.cost[k][i] > left[k] for k in left): full.add(s); continue
-            for k in left: left[k] -= self.cost[k][i]
-            taken[s] += 1
-        return self.mask(taken)
+# %% ../nbs/06_budget.ipynb #42a7b87a
+@patch
+def _rows(self:Steps, s:int, values:list[Tensor])->list[tuple[int, float, dict[str, float]]]: # move, mean score, cost
+    "The steps of move `s`"
+    out, members = [], self.members[s]
+    for j, parts in enumerate(zip(*(self.chunks[i] for i in members))):
+        mean = torch.cat([values[i].flatten()[c] for i, c in zip(members, parts)]).mean().item()
+        opens = [len(c) // self.pairs[i].size - (j == 0) if self.whole(i) else 0 if j else self.pairs[i].groups - 1 for i, c in zip(members, parts)]
+        cost = {k: sum(len(c) * u[i] + g * self.costs.group[k][i] for i, c, g in zip(members, parts, opens)) for k, u in self.costs.unit.items()}
+        if self.costs.time: cost["latency"] = sum(self._slower(n, j + 1) - self._slower(n, j) for n in self.moves[s])
+        out.append((s, mean, cost))
+    return out
 
+@patch
+def _slower(self:Steps, site:str, taken:int)->float: # milliseconds
+    "How much longer the layer at `site` takes with so many steps than with none"
+    i = self.at[site][0]
+    return self.costs.slower(site, sum(map(len, self.chunks[i][:taken])) / self.pairs[i].n)
+
+# %% ../nbs/06_budget.ipynb #e1afcf48
+@patch
+def take(self:Steps, targets:dict[str, float] # measure → what the model may cost, absolute
+        )->Tensor:                      # bool, shape [n]
+    "The mask of the largest model within all `targets`: steps in order, and where one does not fit its layer stays as it is"
+    left, taken, full = {k: t - self.least[k] for k, t in targets.items()}, list(self.first), set()
+    for i, s in enumerate(self.site):
+        if s in full: continue
+        if any(self.cost[k][i] > left[k] for k in left): full.add(s); continue
+        for k in left: left[k] -= self.cost[k][i]
+        taken[s] += 1
+    return self.mask(taken)
+
+# %% ../nbs/06_budget.ipynb #39c91534
 def cost_of(mask:Tensor, pairs:list[Pair], costs:Costs)->dict[str, float]:
     "What the model of `mask` costs, by measure, if all its heads are equally wide"
     out, parts = costs.rest(pairs), split_units(mask, pairs); groups = [max(int(m.any(1).sum()), 1) - 1 for m in parts]     # one group always stays
