@@ -85,6 +85,7 @@ def _differences(model:nn.Module, rebuilt:nn.Module)->dict[str, str]:
     want, got = _structure(model), _structure(rebuilt)
     return {name: f"{want.get(name)}, rebuilt it is {got.get(name)}" for name in want | got if want.get(name) != got.get(name)}
 
+# %% ../nbs/08_cut.ipynb #a2a0f368
 def fit(model:nn.Module,                 # a dense model; changed
         widths:dict[str, dict[str, int]],# of a cut one, `small.spp.widths`
         pairs:list[Pair]|None=None,      # those that were cut; everything that `find_pairs` finds
@@ -101,6 +102,7 @@ def _rebuild(build:dict, widths:dict[str, dict[str, int]])->nn.Module:
     if build.get("library") not in ADAPTERS: raise TypeError(f"spp can rebuild models of {', '.join(ADAPTERS)}; this description is of {build.get('library', 'an unknown library')}")
     return fit(import_module(ADAPTERS[build["library"]]).build(build), widths)
 
+# %% ../nbs/08_cut.ipynb #accd666f
 def _untied(tensors:dict[str, Tensor])->tuple[dict[str, Tensor], dict[str, str]]:
     "Each tensor once, and for the names of those that are the same tensor (tied weights) the name it goes by"
     first, tied = {}, {}

@@ -279,6 +279,7 @@ def _swin(m:nn.Module, b:nn.Module)->dict:
     args = dict(depths=[len(s.blocks) for s in m.layers], window_size=getattr(m, "_model_args", {}).get("window_size", window), drop_rate=m.head.drop.p, mlp_ratio=b.mlp_ratio)
     return args | (dict(num_heads=[s.attn.num_heads for s in stages]) if all(hasattr(s.attn, "num_heads") for s in stages) else {})
 
+# %% ../../nbs/02_timm.ipynb #60cfb7c2
 def _arguments(m:nn.Module)->dict:
     "The constructor's arguments, read off a model whose first block still has both its layers"
     plain = lambda x: all(map(plain, x)) if isinstance(x, (tuple, list)) else isinstance(x, (int, float, str, type(None)))
@@ -301,6 +302,7 @@ def _arguments(m:nn.Module)->dict:
 
 _CLASSES = (VisionTransformer, swin.SwinTransformer, swin2.SwinTransformerV2, beit.Beit, eva.Eva)
 
+# %% ../../nbs/02_timm.ipynb #64eecaab
 def build(d:dict # what `describe` returned
          )->nn.Module:
     "Make the model of a description on the device `meta`, where nothing is allocated"
