@@ -144,7 +144,7 @@ def orders(task:Task,
 
 # %% ../nbs/20_bench.ipynb #6a1c5285
 VARIANTS = {                                   # name → arguments of `search`
-    "default": {}, "no metric": dict(metric=False), "no momentum": dict(momentum=0.), "no warm start": dict(warm=0.), "curvature measured once": dict(every=10 ** 6), "momentum 0.9": dict(momentum=.9), "end 0.08": dict(end=.08), "with labels": dict(loss=F.cross_entropy),
+    "default": {}, "no metric": dict(metric=False), "no momentum": dict(momentum=0.), "no warm start": dict(warm=0.), "lifetime by time": dict(by_budget=0.), "lifetime by budget": dict(by_budget=1.), "curvature measured once": dict(every=10 ** 6), "momentum 0.9": dict(momentum=.9), "end 0.08": dict(end=.08), "with labels": dict(loss=F.cross_entropy),
     "100 steps": dict(steps=100), "200 steps": dict(steps=200), "800 steps": dict(steps=800), "steps auto": dict(steps="auto"),
     "plain": dict(method="plain"), "plain, kappa / 4": dict(method="plain", kappa=.25), "plain, kappa * 4": dict(method="plain", kappa=4.),
     "plain, lambda / 3": dict(method="plain", lam=.5), "plain, lambda * 2": dict(method="plain", lam=3.)}

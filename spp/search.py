@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from .cut import name_of
 from .files import load_tensors, save_tensors
 from .gates import gated
-from .inclusion import Split, clock, couple, curvature, diagonal_gates, energy, max_step, metric, start, step
+from .inclusion import Split, clock, couple, curvature, diagonal_gates, energy, lifetime, max_step, metric, start, step
 from .objective import Problem, SearchStopped, fisher, ranks, stream
 from .pairs import Pair, find_pairs, fingerprint, has_values
 from .path import SolutionPath
@@ -30,6 +30,7 @@ class Clock:
     end:float = .04      # mean gate at the end of the run, in (0, 1)
     momentum:float = .95 # β, in [0, 1)
     warm:float = 1.      # share of the diagonal gates in V at the dense end, in [0, 1]; it fades with the budget
+    by_budget:float = .5 # share of a unit's lifetime that is counted in budget given up, the rest in time; in [0, 1]
     safety:float = 1.5   # step size times measured curvature, in (0, 2(1 + β))
     every:int|None = None # steps between two looks at the curvature; None: 25, fewer in short runs for there to be 16 looks
     iters:int = 1        # power iterations in a look, two gradients each
@@ -38,7 +39,7 @@ class Clock:
     def __post_init__(self):
         if self.every is not None and self.every < 1: raise ValueError(f"`every` must be at least 1, got {self.every}")
         for ok, text in ((0 < self.end < 1, f"`end` must be in (0, 1), got {self.end}"), (0 <= self.momentum < 1, f"`momentum` must be in [0, 1), got {self.momentum}"),
-                         (0 <= self.warm <= 1, f"`warm` must be in [0, 1], got {self.warm}"), (0 <= self.fall <= 1, f"`fall` must be in [0, 1], got {self.fall}"), (self.iters >= 1, f"`iters` must be at least 1, got {self.iters}"),
+                         (0 <= self.warm <= 1, f"`warm` must be in [0, 1], got {self.warm}"), (0 <= self.by_budget <= 1, f"`by_budget` must be in [0, 1], got {self.by_budget}"), (0 <= self.fall <= 1, f"`fall` must be in [0, 1], got {self.fall}"), (self.iters >= 1, f"`iters` must be at least 1, got {self.iters}"),
                          (0 < self.safety < 2 * (1 + self.momentum), f"`safety` must be in (0, 2(1 + momentum)), got {self.safety}")):
             if not ok: raise ValueError(text)
 
@@ -55,7 +56,7 @@ class Clock:
         c, budget = self.safety / max(s["curvature"], 1e-9), clock((k + 1) / steps, self.end)
         loss, grad = problem(s["m"]); b = self.momentum * s["b"] + grad
         m, rate = couple(s["m"] - c * p * b, c * p, budget); w = self.warm * budget
-        return {**s, "m": m, "b": b, "v": s["v"] + ((1 - w) * m + w * diagonal_gates(h, budget)) / steps}, dict(loss=loss, budget=budget, rate=rate, curvature=s["curvature"])
+        return {**s, "m": m, "b": b, "v": s["v"] + ((1 - w) * m + w * diagonal_gates(h, budget)) * lifetime(k, steps, self.end, self.by_budget)}, dict(loss=loss, budget=budget, rate=rate, curvature=s["curvature"])
 
 # %% ../nbs/11_search.ipynb #f6696655
 @dataclass(frozen=True)
