@@ -117,13 +117,13 @@ def exported(code: str) -> list[Api]:
         elif a.kwonlyargs: rows.append((None, "*", None))
         rows += [(x, "", d) for x, d in zip(a.kwonlyargs, a.kw_defaults)]
         if a.kwarg: rows.append((a.kwarg, "**", None))
-        last = {(d or x).end_lineno: x for x, s, d in rows if x}               # a comment belongs to the last parameter of its line
+        last = {(d or x).end_lineno: x for x, _, d in rows if x}               # a comment belongs to the last parameter of its line
         return [(s + (x.arg if x else ""), src(x.annotation) if x else "", src(d), say.get((d or x).end_lineno, "") if x and last[(d or x).end_lineno] is x else "") for x, s, d in rows]
     def returns(f):
-        if f.returns is None: return "", ""
-        taken = {(d or x).end_lineno for x, d in [(x, None) for x in f.args.posonlyargs + f.args.args + f.args.kwonlyargs]}
-        line = f.returns.end_lineno
-        return src(f.returns).strip("\"'"), say.get(line, "") if line not in taken else ""
+        names = f.args.posonlyargs + f.args.args + f.args.kwonlyargs + [x for x in (f.args.vararg, f.args.kwarg) if x]
+        end = max([f.lineno] + [x.end_lineno for x in names + f.args.defaults + [d for d in f.args.kw_defaults if d]])
+        lines = range(f.returns.end_lineno if f.returns else end + 1, f.body[0].lineno)               # `): # the axes` describes it, too
+        return src(f.returns).strip("\"'"), next((say[l] for l in lines if l in say and (l > end or not names)), "")
     def one(f, name, kind, rows=None, ret=None):
         rows = params(f) if rows is None else rows; ret = returns(f) if ret is None else ret
         if kind == "method" and rows and rows[0][0] in ("self", "cls"): rows = rows[1:]
@@ -148,13 +148,20 @@ def exported(code: str) -> list[Api]:
 TEX = [(r"\arg\min", r"\operatorname{argmin}"), (r"\!", ""), (r"\lVert", "‖"), (r"\rVert", "‖"), (r"\lvert", "|"), (r"\rvert", "|")]
 FENCE = {r"\|": "‖", r"\langle": "⟨", r"\rangle": "⟩", r"\{": "\ue000", r"\}": "\ue001"}
 
+LOOK = [(r"(</mo>|<mrow>)?((?:<msub>|<msubsup>)?)<m[io]>([A-Za-z]{2,})</m[io]>(?=(<mo)?)", lambda m: f'{m[1] or ""}{m[2]}<mo lspace="{0 if m[1] else ".17em"}" rspace="{0 if m[4] else ".17em"}">{m[3]}</mo>'),
+        (r"<mi>(&#x003(?:9[1-9A-F]|A[0-9]);)</mi>", r'<mi mathvariant="normal">\1</mi>'),                # capital Greek stands upright
+        (r"<mo([^>]*)>(&#x0007C;|\||&#x0002F;|/)</mo>", r'<mo lspace="0" rspace="0" stretchy="false">\2</mo>'),
+        (r"((?:=|&#x0003D;|,|&#x0002C;|\(|&#x00028;|&#x02190;|&#x02192;)</mo>(?:<mspace[^>]*/>)?)<mo>(&#x02212;|−)</mo>", r'\1<mo form="prefix">\2</mo>'),     # a sign, not a difference
+        (r"<mo>(&#x02202;|&#x02207;)</mo>", r'<mi mathvariant="normal">\1</mi>'), (r"<mo minsize", '<mo lspace="0" rspace="0" minsize'),
+        (r"<mover>", '<mover accent="true">')]
+
 @cache
 def mathml(tex: str, display: bool = False) -> str:
     "MathML of a formula without its tag; an error where the converter leaves a command behind"
     for a, b in TEX: tex = tex.replace(a, b)
     tex = re.sub(r"\\(big|Big|bigg|Bigg)([lrm]?)(\\[|{}]|\\[lr]angle)", lambda m: f"\\{m[1]}{FENCE[m[3]]}", tex)
     m = convert(tex.strip(), display="block" if display else "inline").replace("\ue000", "{").replace("\ue001", "}")
-    m = re.sub(r"<mo>([A-Za-z]{2,})</mo>", r'<mo lspace="0.17em" rspace="0">\1</mo>', m)
+    for a, b in LOOK: m = re.sub(a, b, m)
     if "\\" in re.sub(r"<[^>]*>", "", m): raise ValueError(f"not understood in the formula {tex!r}: {re.search(r'[^<>]*', m[m.index(chr(92)):])[0]}")
     return m
 
@@ -199,11 +206,13 @@ class Writer:
 
     def symbol(self, page: Page, code: str) -> str|None:
         "Where a name in backticks is described, if that is one place"
-        name = re.sub(r"\(.*\)$", "", code).removeprefix("spp.")
-        found = self.names.get(name) or self.names.get(name.rpartition(".")[2] if name.rpartition(".")[0] in ("inclusion", "pairs", "cut", "search", "objective", "latency", "launch", "data", "samples", "evaluate") else "") or []
-        here = [f for f in found if f[0] is page] or found
-        if len(here) != 1: return None
-        p, a = here[0]
+        if code in ("qk", "vo", "mlp", "glu"): return None                                              # kinds of pairs, not functions
+        name = re.sub(r"\(.*\)$", "", code); module, _, last = name.rpartition(".")
+        found = self.names.get(name.removeprefix("spp."), []) or [f for f in self.names.get(last, []) if f[0].module.removeprefix("spp.") == module.removeprefix("spp.")]
+        own = [(page, a) for l in page.api.values() for a in l if a.name.rpartition(".")[2] == name]           # on its own page also a method
+        found = [f for f in own if f[1].name == name] or own or found
+        if len(found) != 1: return None
+        p, a = found[0]
         return ("" if p is page else page.up + p.url) + "#" + a.anchor
 
     def tokens(self, page: Page, tokens: list, taken: set) -> list:
@@ -229,7 +238,10 @@ class Writer:
     def inline(self, page: Page, source: str) -> str:
         return self.md.renderer.render(self.tokens(page, self.md.parseInline(source), set()), self.md.options, {})
 
-def plain(fragment: str) -> str: return re.sub(r"\s+", " ", html.unescape(re.sub(r"<(?=/?(p|li|td|th|h\d|tr|div|pre)\b)", " <", fragment).replace('class="anchor"', "") if False else re.sub(r"<[^>]*>", "", re.sub(r"(?s)<a class=\"anchor\".*?</a>", "", re.sub(r"</(p|li|td|th|h\d|tr|div|pre)>", " ", fragment))))).strip()
+def plain(fragment: str) -> str:
+    "Text without tags and without the anchors of headings"
+    apart = re.sub(r"</(p|li|td|th|h\d|tr|div|pre)>", " ", re.sub(r'(?s)<a class="anchor".*?</a>', "", fragment))
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", "", apart))).strip()
 
 # --- pages --------------------------------------------------------------------------------------------------------------
 
@@ -243,6 +255,17 @@ def card(w: Writer, page: Page, a: Api) -> str:
     return (f'<section class="api" id="{a.anchor}"><{tag}><span class="kind">{word}</span>{esc(a.name)}<a class="anchor" href="#{a.anchor}" aria-label="Link to {esc(a.name)}">#</a></{tag}>'
             f'<p class="sig"><code>{esc(a.sig)}</code></p>' + (w.md.renderer.render(w.tokens(page, w.md.parse(a.doc), set()), w.md.options, {}) if a.doc else "") + table + "</section>")
 
+def tabular(table: str) -> str:
+    "A data frame's table without its own looks; columns of words to the left, of numbers to the right"
+    table = re.sub(r'(?s)<style.*?</style>\s*| border="1"| class="dataframe"| style="[^"]*"', "", table)
+    table = re.sub(r"<tr>(\s*<th></th>)+\s*</tr>", "", table)
+    rows = [re.findall(r"(?s)<(t[dh])[^>]*>(.*?)</t[dh]>", r) for r in re.findall(r"(?s)<tr.*?</tr>", table)]
+    words = {i for r in rows for i, (tag, x) in enumerate(r) if tag == "td" and re.search(r"[^\W\d_]{3}", html.unescape(x)) and x != "NaN"}
+    def row(m):
+        k = iter(range(99))
+        return re.sub(r"<(t[dh])", lambda c: f"<{c[1]}" + (' class="words"' if next(k) in words else ""), m[0])
+    return re.sub(r"(?s)<tr.*?</tr>", row, table)
+
 def outputs(page: Page, cell, alt: str) -> tuple[list[str], list[str]]:
     "Stored outputs as HTML and as Markdown"
     out, copy = [], []
@@ -253,7 +276,7 @@ def outputs(page: Page, cell, alt: str) -> tuple[list[str], list[str]]:
             wide, high = struct.unpack(">II", png[16:24]); local = name.rpartition("/")[0].rpartition("/")[2] + "/" + name.rpartition("/")[2]
             out.append(f'<figure><img src="{local}" alt="{esc(alt)}" width="{wide}" height="{high}" loading="lazy"></figure>'); copy.append(f"![{alt}]({local})\n")
         elif "text/html" in data:
-            table = re.sub(r'(?s)<style.*?</style>\s*| border="1"| class="dataframe"| style="[^"]*"', "", text(data["text/html"]))
+            table = tabular(text(data["text/html"]))
             out.append(f'<div class="scroll out" tabindex="0">{table}</div>'); copy.append(f"```\n{words}\n```\n")
         elif words: out.append(f'<pre class="out" tabindex="0">{esc(words)}</pre>'); copy.append(f"```\n{words}\n```\n")
     return out, copy
@@ -302,7 +325,7 @@ def colours() -> str:
     for t, short in STANDARD_TYPES.items():
         if not short: continue
         a, b = light.style_for_token(t), dark.style_for_token(t)
-        out.append(f".code .{short}{{color:light-dark({'#' + a['color'] if a['color'] else 'inherit'},{'#' + b['color'] if b['color'] else 'inherit'})" .replace("inherit", "#888") + (";font-style:italic" if a["italic"] else "") + "}")
+        if a["color"] or b["color"]: out.append(f".code .{short}{{color:light-dark({'#' + (a['color'] or '1f2328')},{'#' + (b['color'] or 'd6dae0')}){';font-style:italic' if a['italic'] else ''}}}")
     return "\n".join(out)
 
 def build(root: Path, out: Path) -> list[Page]:
@@ -323,7 +346,8 @@ def build(root: Path, out: Path) -> list[Page]:
         for f, b in p.files.items(): put(f, b)
         index += [[p.url, plain(w.inline(p, p.title)), *f] for f in p.found if f[2].strip() or f[3].strip() or f[1]]
     put("assets/index.js", "window.INDEX=" + json.dumps(index, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/"))
-    put("assets/site.js", (THEME / "site.js").read_bytes()); put("assets/style.css", (THEME / "style.css").read_text(encoding="utf-8") + colours())
+    for f in ("site.js", "math.woff2", "math.LICENSE"): put(f"assets/{f}", (THEME / f).read_bytes())
+    put("assets/style.css", (THEME / "style.css").read_text(encoding="utf-8") + colours())
     put("llms.txt", f"# {site['title']}\n\n> {site['description']}\n" + "".join(f"\n## {s or 'Overview'}\n\n" + "".join(f"- [{p.title}]({address(p.book, '.md')}): {p.promise}\n" for p in ps) for s, ps in sections(pages)))
     put(".nojekyll", "")
     shutil.rmtree(out, ignore_errors=True); tmp.rename(out)

@@ -4,7 +4,7 @@ const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMed
 $("theme").onclick = () => { root.dataset.theme = dark() ? "light" : "dark"; try { localStorage.setItem("theme", root.dataset.theme) } catch (e) {} };
 $("menu").onclick = () => $("menu").setAttribute("aria-expanded", $("sidebar").classList.toggle("open"));
 const here = document.querySelector("#sidebar [aria-current]"), bar = $("sidebar");
-if (here && bar.scrollHeight > bar.clientHeight) bar.scrollTop = Math.max(0, here.offsetTop - bar.clientHeight / 2);
+if (here && here.offsetTop > bar.clientHeight - 80) bar.scrollTop = here.offsetTop - bar.clientHeight / 2;
 
 // Search: every word must occur; a name or a heading counts more than text, text more than code
 const box = $("search"), hits = $("hits"); let loading;
