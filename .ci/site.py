@@ -41,8 +41,7 @@ class Api:
     doc: str
     params: list       # (name, type, default, meaning)
     returns: tuple     # (type, meaning)
-    @property
-    def anchor(self): return self.name.lower()
+    anchor: str = ""   # as in nbdev's links, where that is not taken
 
 @dataclass
 class Page:
@@ -96,6 +95,9 @@ def load(root: Path) -> list[Page]:
                 d = directives(text(c["source"])) if c["cell_type"] == "code" else {}
                 if "default_exp" in d: p.module = "spp." + d["default_exp"]
                 if "export" in d: p.api[c["id"]] = exported(code_of(c))
+            anchors = set()
+            for a in (a for l in p.api.values() for a in l):
+                a.anchor = a.name.lower(); a.anchor += "-2" * (a.anchor in anchors); anchors.add(a.anchor)
             pages.append(p)
     return pages
 
@@ -110,6 +112,11 @@ def exported(code: str) -> list[Api]:
     "The public functions, classes and methods of a cell, in order"
     tree, say, out = ast.parse(code), comments(code), []
     src = lambda n: re.sub(r"\s+", " ", ast.get_source_segment(code, n)).strip() if n is not None else ""
+    def typed(x):
+        "Type and meaning of a parameter; those of a command are inside of `Annotated`"
+        n = x.annotation
+        if not (isinstance(n, ast.Subscript) and src(n.value) == "Annotated"): return src(n), ""
+        return src(n.slice.elts[0]), next((k.value.value for k in n.slice.elts[1].keywords if k.arg == "help" and isinstance(k.value, ast.Constant)), "")
     def params(f):
         a = f.args; plain = a.posonlyargs + a.args
         rows = [(x, "", d) for x, d in zip(plain, [None] * (len(plain) - len(a.defaults)) + a.defaults)]
@@ -118,12 +125,13 @@ def exported(code: str) -> list[Api]:
         rows += [(x, "", d) for x, d in zip(a.kwonlyargs, a.kw_defaults)]
         if a.kwarg: rows.append((a.kwarg, "**", None))
         last = {(d or x).end_lineno: x for x, _, d in rows if x}               # a comment belongs to the last parameter of its line
-        return [(s + (x.arg if x else ""), src(x.annotation) if x else "", src(d), say.get((d or x).end_lineno, "") if x and last[(d or x).end_lineno] is x else "") for x, s, d in rows]
+        end = lambda x, d: (d or x).end_lineno
+        return [(s + x.arg, typed(x)[0], src(d), typed(x)[1] or (say.get(end(x, d), "") if last[end(x, d)] is x else "")) if x else (s, "", "", "") for x, s, d in rows]
     def returns(f):
-        names = f.args.posonlyargs + f.args.args + f.args.kwonlyargs + [x for x in (f.args.vararg, f.args.kwarg) if x]
-        end = max([f.lineno] + [x.end_lineno for x in names + f.args.defaults + [d for d in f.args.kw_defaults if d]])
-        lines = range(f.returns.end_lineno if f.returns else end + 1, f.body[0].lineno)               # `): # the axes` describes it, too
-        return src(f.returns).strip("\"'"), next((say[l] for l in lines if l in say and (l > end or not names)), "")
+        names = [x for x in f.args.posonlyargs + f.args.args + f.args.kwonlyargs + [f.args.vararg, f.args.kwarg] if x and x.arg not in ("self", "cls")]
+        end = max([x.end_lineno for x in names + (f.args.defaults + [d for d in f.args.kw_defaults if d])], default=f.lineno - 1)
+        lines = range(max(end + 1, f.returns.end_lineno) if f.returns else end + 1, f.body[0].lineno)               # `): # the axes` describes it, too
+        return src(f.returns).strip("\"'"), next((say[l] for l in lines if l in say), "")
     def one(f, name, kind, rows=None, ret=None):
         rows = params(f) if rows is None else rows; ret = returns(f) if ret is None else ret
         if kind == "method" and rows and rows[0][0] in ("self", "cls"): rows = rows[1:]
@@ -152,8 +160,8 @@ LOOK = [(r"(</mo>|<mrow>)?((?:<msub>|<msubsup>)?)<m[io]>([A-Za-z]{2,})</m[io]>(?
         (r"<mi>(&#x003(?:9[1-9A-F]|A[0-9]);)</mi>", r'<mi mathvariant="normal">\1</mi>'),                # capital Greek stands upright
         (r"<mo([^>]*)>(&#x0007C;|\||&#x0002F;|/)</mo>", r'<mo lspace="0" rspace="0" stretchy="false">\2</mo>'),
         (r"((?:=|&#x0003D;|,|&#x0002C;|\(|&#x00028;|&#x02190;|&#x02192;)</mo>(?:<mspace[^>]*/>)?)<mo>(&#x02212;|−)</mo>", r'\1<mo form="prefix">\2</mo>'),     # a sign, not a difference
-        (r"<mo>(&#x02202;|&#x02207;)</mo>", r'<mi mathvariant="normal">\1</mi>'), (r"<mo minsize", '<mo lspace="0" rspace="0" minsize'),
-        (r"<mover>", '<mover accent="true">')]
+        (r"<mo[^>]*>(&#x02202;|&#x02207;|&#x0221E;)</mo>", r'<mi mathvariant="normal">\1</mi>'), (r"<mo minsize", '<mo lspace="0" rspace="0" minsize'),
+        (r"<mover>", '<mover accent="true">'), (r'<mo stretchy="true">&#x000AF;', '<mo stretchy="false">&#x000AF;'), ("<mo>&#x02193;", '<mo stretchy="false">&#x02193;')]
 
 @cache
 def mathml(tex: str, display: bool = False) -> str:
@@ -253,7 +261,7 @@ def card(w: Writer, page: Page, a: Api) -> str:
     table = '<table class="params"><tbody>' + "".join(f"<tr><th scope=row>{n}</th><td>{t}</td><td>{m}</td></tr>" for n, t, m in rows) + "</tbody></table>" if rows else ""
     word = "class " if a.kind == "class" else ""
     return (f'<section class="api" id="{a.anchor}"><{tag}><span class="kind">{word}</span>{esc(a.name)}<a class="anchor" href="#{a.anchor}" aria-label="Link to {esc(a.name)}">#</a></{tag}>'
-            f'<p class="sig"><code>{esc(a.sig)}</code></p>' + (w.md.renderer.render(w.tokens(page, w.md.parse(a.doc), set()), w.md.options, {}) if a.doc else "") + table + "</section>")
+            f'<p class="sig"><code>{esc(a.sig)}</code></p>' + (w.markdown(page, re.sub(r"((?:\n {2,}\S.*)+)", lambda m: "\n" + m[1].replace("\n ", "\n    ") + "\n", a.doc.replace("\b\n", "\n")), set()) if a.doc else "") + table + "</section>")
 
 def tabular(table: str) -> str:
     "A data frame's table without its own looks; columns of words to the left, of numbers to the right"

@@ -1,9 +1,9 @@
 "use strict";
-const $ = id => document.getElementById(id), root = document.documentElement, up = document.body.dataset.up;
+const $ = id => document.getElementById("ui-" + id), root = document.documentElement, up = document.body.dataset.up;
 const dark = () => root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 $("theme").onclick = () => { root.dataset.theme = dark() ? "light" : "dark"; try { localStorage.setItem("theme", root.dataset.theme) } catch (e) {} };
 $("menu").onclick = () => $("menu").setAttribute("aria-expanded", $("sidebar").classList.toggle("open"));
-const here = document.querySelector("#sidebar [aria-current]"), bar = $("sidebar");
+const here = document.querySelector("#ui-sidebar [aria-current]"), bar = $("sidebar");
 if (here && here.offsetTop > bar.clientHeight - 80) bar.scrollTop = here.offsetTop - bar.clientHeight / 2;
 
 // Search: every word must occur; a name or a heading counts more than text, text more than code
