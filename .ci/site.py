@@ -215,8 +215,9 @@ class Writer:
     def symbol(self, page: Page, code: str) -> str|None:
         "Where a name in backticks is described, if that is one place"
         if code in ("qk", "vo", "mlp", "glu"): return None                                              # kinds of pairs, not functions
-        name = re.sub(r"\(.*\)$", "", code); module, _, last = name.rpartition(".")
-        found = self.names.get(name.removeprefix("spp."), []) or [f for f in self.names.get(last, []) if f[0].module.removeprefix("spp.") == module.removeprefix("spp.")]
+        name = re.sub(r"\(.*\)$", "", code).removeprefix("spp."); module, _, last = name.rpartition(".")
+        found = self.names.get(name) or [(p, a) for l in self.names.values() for p, a in l if module and p.module == f"spp.{module}" and a.name.rpartition(".")[2] == last]
+        if not found and module: return self.symbol(page, module)                                       # a field is described with its class
         own = [(page, a) for l in page.api.values() for a in l if a.name.rpartition(".")[2] == name]           # on its own page also a method
         found = [f for f in own if f[1].name == name] or own or found
         if len(found) != 1: return None
