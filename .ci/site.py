@@ -242,7 +242,8 @@ class Writer:
         return tokens
 
     def markdown(self, page: Page, source: str, taken: set) -> str:
-        return self.md.renderer.render(self.tokens(page, self.md.parse(source), taken), self.md.options, {})
+        fragment = self.md.renderer.render(self.tokens(page, self.md.parse(source), taken), self.md.options, {})
+        return re.sub(r"(?s)(<math\b(?:(?!<math\b).)*?</math>)([,.;:!?)]+)", r'<span class="whole">\1\2</span>', fragment)      # no comma at the start of a line
 
     def inline(self, page: Page, source: str) -> str:
         return self.md.renderer.render(self.tokens(page, self.md.parseInline(source), set()), self.md.options, {})
