@@ -66,7 +66,7 @@ def readme() -> tuple[str, dict[Path, bytes]]:
             data = o.get("data", {})
             if "image/png" in data:
                 file = Path(f"nbs/images/index_{len(pictures) + 1}.png"); pictures[file] = base64.b64decode(text(data["image/png"]))
-                out.append(f"![]({file})\n")
+                out.append(f"![{(re.search(r'^#[|] fig-alt: (.+)$', source, re.M) or ('', ''))[1]}]({file})\n")
             elif plain := text(o.get("text") or data.get("text/plain")): out.append("```\n" + plain.rstrip() + "\n```\n")
     page = re.sub(r"\]\(((?:[\w-]+/)*[\w-]+\.ipynb)", r"](nbs/\1", "\n".join(out))
     return page, pictures

@@ -69,7 +69,7 @@ def joint(path:SolutionPath, # attached to the dense model
           align:int=8, seed:int=0, # of the sizes drawn
           teacher:nn.Module|None=None, # the dense model, if none is given
           **kw,              # of `finetune`
-         )->"Family":
+         ): # a `Family`
     "Train one set of weights for all sizes between the two"
     if not 0 < min(params) < max(params) <= 1: raise ValueError(f"`params` are the largest and the smallest member as shares of the parameters, e.g. (1., .25); got {params}")
     hi, lo = max(params), min(params); grid = [hi - (hi - lo) * i / (sizes - 1) for i in range(sizes)]
