@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'VARIANTS', 'PIECES', 'SHAPES', 'HIDDEN', 'Task', 'digits_task', 'minilm_task', 'pooled', 'dinov2_task',
-           'smollm2_task', 'overlap', 'orders', 'shared', 'ablation', 'side_by_side', 'search_cost', 'families',
-           'search_memory', 'speed']
+           'smollm2_task', 'overlap', 'orders', 'shared', 'ablation', 'side_by_side', 'search_cost', 'fashion_task',
+           'ways', 'room', 'at_ms', 'families', 'search_memory', 'speed']
 
 # %% ../nbs/20_bench.ipynb #cbfe09d4
 import copy, json, os, subprocess, sys, tempfile, time
@@ -16,6 +16,7 @@ from typing import Any, Callable, Iterable
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 from .baselines import baseline, torch_pruning
 from .budget import macs_of, params_of
@@ -229,35 +230,70 @@ def search_cost(out:str|os.PathLike="results", # folder
     return _write(Path(out) / "search_cost.json", dict(rows=rows, eight_cuts_s=cuts, asked=list(budgets), got=got,
                                                        **provenance(0, time.time() - t, dict(model=name, batch=batch, steps=steps, every=every, **kwargs))))
 
+# %% ../nbs/20_bench.ipynb #64a5dccc
+def fashion_task(n:int=6000,      # training pictures
+                 held_out:int=2000,
+                 epochs:int=15,   # of the dense model
+                )->Task:
+    "A ViT of 4 blocks and 205 thousand parameters, trained on Fashion-MNIST at its 28 × 28 pixels"
+    import timm
+    gray = lambda train, n: TensorDataset(*(lambda x, y: (x[:, :1], y))(*fashion_mnist(train, n, size=28)))
+    train, test = gray(True, n), gray(False, held_out); torch.manual_seed(1)
+    data = lambda _, seed: DataLoader(train, 64, shuffle=True, drop_last=True, generator=torch.Generator().manual_seed(seed))
+    model = timm.create_model("vit_tiny_patch16_224", img_size=28, patch_size=4, in_chans=1, num_classes=10, embed_dim=64, depth=4, num_heads=4)
+    if epochs: finetune(model, data(0, 1), epochs=epochs, lr=1e-3, progress=False)
+    return Task("fashion", model.eval(), data, lambda m: accuracy(m, DataLoader(test, 250)), "accuracy", (.75, .5, .35, .25), 150, loss=F.cross_entropy)
+
+# %% ../nbs/20_bench.ipynb #d699be13
+def ways(task:Task,
+         seed:int,                  # of the search, of the order of the data and of the sizes drawn
+         params:tuple[float, ...],  # members, shares of the parameters
+         epochs:int,                # of each member; all ways take `len(params)` times as many
+        )->tuple[list[dict], Family]: # a row for each way and member; and the family
+    "Train members separately, on the walk, and jointly"
+    n, path, rows = len(params), task.search(seed, False), []; data = lambda: task.data(0, seed)
+    def say(way, b, m): rows.append(dict(task=task.name, way=way, seed=seed, asked=b, params=params_of(m), score=task.score(m)))
+    def train(m, epochs): torch.manual_seed(seed); finetune(m, data(), task.model, epochs=epochs, progress=False); return m
+    def walked(epochs): torch.manual_seed(seed); return walk(path, data(), params, epochs=epochs, progress=False)
+    for b in params: say("separate", b, train(path.cut(params=b), epochs))
+    for b, m in walked(n * epochs).items(): say("walk", b, m)
+    if epochs % 2 == 0:                                              # half of the passes for the walk, half for the members
+        for b, m in walked(n * epochs // 2).items(): say("walk, then each", b, train(m, epochs // 2))
+    torch.manual_seed(seed); family = joint(path, data(), (1., min(params)), epochs=n * epochs, seed=seed, progress=False)
+    for b in (1., *params): say("joint", b, family.cut(params=b))
+    return rows, family
+
+# %% ../nbs/20_bench.ipynb #ea4b6cc1
+def room(family:Family, params:Iterable[float])->dict: # members, and bytes on disk
+    "What members saved one by one take, and what the family takes that has them all"
+    size = lambda f: sum(x.stat().st_size for x in Path(f).rglob("*") if x.is_file())
+    with tempfile.TemporaryDirectory() as tmp:
+        for b in params: save(family.cut(params=b), Path(tmp) / f"{b:.3f}")
+        alone = size(tmp); return dict(members=len(params), params=[round(b, 3) for b in params], separate=alone, family=size(family.save(Path(tmp) / "family")))
+
+def at_ms(model:nn.Module)->float:
+    "Milliseconds in which a family of `model`'s has a member, the median of 16"
+    family, ms = Family(model, SolutionPath(pairs := find_pairs(model), torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(0)))), []
+    family.at(params=.5)                                             # sorts, once
+    for b in torch.linspace(.2, .95, 16).tolist(): since = time.perf_counter(); family.at(params=b); ms.append(1000 * (time.perf_counter() - since))
+    return sorted(ms)[len(ms) // 2]
+
 # %% ../nbs/20_bench.ipynb #a74d01f8
 def families(out:str|os.PathLike="results",   # folder
+             tasks:Iterable[tuple[Task, int]]|None=None, # with epochs of each member; the digits, 4, and Fashion-MNIST, 1
              params:tuple[float, ...]=(.75, .5, .35, .25), # of the dense model
              seeds:tuple[int, ...]=(20, 21, 22),
-             epochs:int=6,                    # of each member; all three ways take `len(params)` times as many
              progress:bool=True,
             )->Path:                          # family.json
-    "Accuracy of members that were trained separately, on the walk, and jointly"
+    "Accuracy of members that were trained separately, on the walk, and jointly; room on disk; time to have a member"
     import timm
-    t, task, rows, n = time.time(), digits_task(), [], len(params)
-    for seed in tqdm(seeds, desc="seeds", leave=False, **{} if progress else {"disable": True}):
-        path = task.search(seed, progress); data = lambda: digits(seed=seed)[0]
-        def say(way, b, m): rows.append(dict(way=way, seed=seed, asked=b, params=params_of(m), score=task.score(m)))
-        for b in params: torch.manual_seed(seed); finetune(m := path.cut(params=b), data(), task.model, epochs=epochs, progress=False); say("separate", b, m)
-        torch.manual_seed(seed); members = walk(path, data(), params, epochs=n * epochs, progress=False)
-        for b, m in members.items(): say("walk", b, m)
-        torch.manual_seed(seed); members = walk(path, data(), params, epochs=n * epochs // 2, progress=False)
-        for b, m in members.items(): finetune(m, data(), task.model, epochs=epochs // 2, progress=False); say("walk, then each", b, m)
-        torch.manual_seed(seed); both = joint(path, data(), (max(params), min(params)), epochs=n * epochs, seed=seed, progress=False)
-        for b in params: say("joint", b, both.cut(params=b))
-    with tempfile.TemporaryDirectory() as tmp:
-        room = lambda f: sum(x.stat().st_size for x in Path(f).rglob("*") if x.is_file())
-        for b in params: save(path.cut(params=b), Path(tmp) / f"{b}")
-        alone, together = sum(room(Path(tmp) / f"{b}") for b in params), room(both.save(Path(tmp) / "all"))
-    model = timm.create_model("deit_small_patch16_224"); deit = Family(model, SolutionPath(pairs := find_pairs(model), torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(0)))); ms = []
-    deit.at(params=.5)                                              # sorts, once
-    for b in torch.linspace(.2, .95, 16).tolist(): since = time.perf_counter(); deit.at(params=b); ms.append(1000 * (time.perf_counter() - since))
-    return _write(Path(out) / "family.json", dict(dense=task.score(task.model), parameters=params_of(task.model), rows=rows, bytes=dict(separate=alone, family=together), deit_small_at_ms=sorted(ms)[len(ms) // 2],
-                  **provenance(list(seeds), time.time() - t, dict(epochs=epochs, params=list(params)))))
+    t, rows, made, low = time.time(), [], {}, min(params)
+    for task, epochs in tasks or ((digits_task(), 4), (fashion_task(), 1)):
+        for seed in tqdm(seeds, desc=task.name, leave=False, **{} if progress else {"disable": True}): new, family = ways(task, seed, params, epochs); rows += new
+        sizes = [params, (1., *params), *([1 - (1 - low) * i / (n - 1) for i in range(n)] for n in (8, 16))]
+        made[task.name] = dict(dense=task.score(task.model), parameters=params_of(task.model), epochs=epochs, batches=len(task.data(0, 0)), disk=[room(family, p) for p in sizes])
+    ms = at_ms(timm.create_model("deit_small_patch16_224"))
+    return _write(Path(out) / "family.json", dict(tasks=made, rows=rows, deit_small_at_ms=ms, **provenance(list(seeds), time.time() - t, dict(params=list(params)))))
 
 # %% ../nbs/20_bench.ipynb #824e7792
 _PEAK = """
