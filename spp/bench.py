@@ -247,7 +247,7 @@ def fashion_task(n:int=6000,      # training pictures
     if epochs: finetune(model, data(0, 1), epochs=epochs, lr=2e-3, progress=False)
     return Task("fashion", model.eval(), data, lambda m: accuracy(m, DataLoader(test, 250)), "accuracy", (.75, .5, .35, .25), 150, loss=F.cross_entropy)
 
-# %% ../nbs/20_bench.ipynb #ea0d8e46
+# %% ../nbs/20_bench.ipynb #26138f5e
 def ways(task:Task,
          seed:int,                  # of the search, of the order of the data and of the sizes drawn
          params:tuple[float, ...],  # members, shares of the parameters
@@ -260,8 +260,8 @@ def ways(task:Task,
     def walked(epochs): torch.manual_seed(seed); return walk(path, data(), params, epochs=epochs, progress=False)
     for b in params: say("separate", b, train(path.cut(params=b), epochs))
     for b, m in walked(n * epochs).items(): say("walk", b, m)
-    if epochs % 2 == 0:                                              # half of the passes for the walk, half for the members
-        for b, m in walked(n * epochs // 2).items(): say("walk, then each", b, train(m, epochs // 2))
+    if half := epochs // 2:                                          # of the passes some for the walk, the others for the members
+        for b, m in walked(n * (epochs - half)).items(): say("walk, then each", b, train(m, half))
     torch.manual_seed(seed); family = joint(path, data(), (max(params), min(params)), epochs=n * epochs, seed=seed, progress=False)
     for b in params: say("joint", b, family.cut(params=b))
     return rows, family
