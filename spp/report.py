@@ -64,7 +64,7 @@ def read(folder:str|os.PathLike)->Ran:
     try: return how(folder)
     except (KeyError, json.JSONDecodeError) as e: raise ValueError(f"{folder} is no whole run: {type(e).__name__} {e} in its JSON files. Run it again.") from e
 
-# %% ../nbs/17b_report.ipynb #0952d042
+# %% ../nbs/17b_report.ipynb #35c0e765
 def _svg(draw:Callable, size:tuple[float, float]=(4.4, 3.))->str:
     "What `draw` puts on an axis, as SVG to stand within a page"
     import matplotlib as mpl
@@ -76,10 +76,10 @@ def _svg(draw:Callable, size:tuple[float, float]=(4.4, 3.))->str:
 
 def _curves(runs:list[Ran], what:str, label:str)->Callable|None:
     "Score against `what`, a line for each run and order; None if no run knows it"
-    lines = [(r.name if order == "spp" and len(runs) > 1 else order if len(runs) == 1 else f"{r.name}, {order}", order, t.dropna(subset=[what, "score"])) for r in runs if what in r.rows for order, t in r.rows.groupby("order", sort=False)]
-    lines = [x for x in lines if len(x[2])]
+    lines = [(f"C{k}", *x) for k, x in enumerate((r.name if order == "spp" and len(runs) > 1 else order if len(runs) == 1 else f"{r.name}, {order}", order, t.dropna(subset=[what, "score"]) if what in t else t[:0]) for r in runs for order, t in r.rows.groupby("order", sort=False))]
+    lines = [x for x in lines if len(x[3])]                         # a colour is one order of one run in all figures
     def draw(ax):
-        for name, order, t in lines: ax.plot(t[what], t.score, marker="o", ms=4 if order == "spp" else 3, lw=2 if order == "spp" else 1, label=name)
+        for colour, name, order, t in lines: ax.plot(t[what], t.score, color=colour, marker="o", ms=4 if order == "spp" else 3, lw=2 if order == "spp" else 1, label=name)
         ax.set(xlabel=label, ylabel="score"); ax.legend(frameon=False, fontsize=8)
     return draw if lines else None
 
@@ -104,12 +104,12 @@ def _trained(epochs:dict[str, pd.DataFrame])->Callable|None:
     "Loss of each member's training"
     def draw(ax):
         for name, t in epochs.items(): ax.plot(t.epoch, t.loss, marker="o", ms=3, lw=1, label=name.replace("params_", "at "))
-        ax.set(title="fine-tuning", xlabel="epoch", ylabel="loss"); ax.legend(frameon=False, fontsize=8)
+        ax.xaxis.get_major_locator().set_params(integer=True); ax.set(title="fine-tuning", xlabel="epoch", ylabel="loss"); ax.legend(frameon=False, fontsize=8)
     return draw if epochs else None
 
-# %% ../nbs/17b_report.ipynb #09c1d7be
+# %% ../nbs/17b_report.ipynb #ba5060b5
 _STYLE = """:root{color-scheme:light}body{font:16px/1.5 system-ui,sans-serif;color:#222;max-width:1200px;margin:0 auto;padding:1rem}h1{font-size:1.6rem}h2{font-size:1.3rem;margin-top:2.5rem;border-top:1px solid #ddd;padding-top:1rem}h3{font-size:1rem}
-.figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,320px),1fr));gap:1rem}.figures svg{width:100%;height:auto}.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}th,td{padding:.2rem .6rem;text-align:right;white-space:nowrap;border-bottom:1px solid #eee}
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,320px),1fr));gap:1rem}.figures svg{width:100%;height:auto}.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}th,td{padding:.2rem .6rem;text-align:right;white-space:nowrap;border-bottom:1px solid #eee}
 th:first-child,td:first-child{text-align:left}dl{display:grid;grid-template-columns:minmax(7rem,max-content) 1fr;gap:.1rem 1rem;font-size:.85rem}dt{color:#666}dd{margin:0;overflow-wrap:anywhere}"""
 
 def _said(x:Any, name:str="")->str:
@@ -133,7 +133,7 @@ def _widths(widths:dict[float, dict])->str:
         rows.append(f"<tr><td>{escape(layer)}</td>" + "".join(cell(w[layer]) for w in widths.values()) + "</tr>")
     return '<div class="wide"><table><tr><th>layer</th>' + "".join(f"<th>{b:.2f}</th>" for b in widths) + "</tr>" + "".join(rows) + "</table></div>"
 
-# %% ../nbs/17b_report.ipynb #8bf35070
+# %% ../nbs/17b_report.ipynb #9fa816a7
 def table(runs:list[Ran])->pd.DataFrame: "All members of all runs"; return pd.concat([r.rows.assign(run=r.name, state=r.state)[["run", *r.rows.columns, "state"]] for r in runs], ignore_index=True)
 
 def _figures(*draw:Callable|None)->str: return '<div class="figures">' + "".join(_svg(f) for f in draw if f) + "</div>"
@@ -148,8 +148,8 @@ def _section(r:Ran)->str:
 
 def page(runs:list[Ran])->str:
     "HTML of several runs, complete in itself"
-    t = table(runs); t = t.dropna(axis=1, how="all")
-    noise = "<p><b>A trial run on noise: the scores mean nothing.</b></p>" if any(r.settings.get("smoke") for r in runs) else ""
+    t = table(runs).dropna(axis=1, how="all")
+    noise = "".join(f"<p><b>{escape(r.name)} is a trial run on noise: its scores mean nothing.</b></p>" for r in runs if r.settings.get("smoke"))
     figures = _figures(*(_curves(runs, *x) for x in (("share", "share of the parameters"), ("macs", "multiply-accumulates"), ("latency", "time, relative to the dense model"))))
     title = "spp: " + ", ".join(r.name for r in runs)
     return (f'<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{escape(title)}</title><style>{_STYLE}</style></head><body>'
