@@ -119,10 +119,10 @@ def demo(out:str|os.PathLike="runs/demo", # folder for everything
         new.mkdir()
         for order in orders:
             train, _ = digits(seed=seed)
-            path = search(dense, train, steps=steps, seed=seed, progress=progress) if order == "spp" else baseline(order, dense, train, batches=max(1, steps // 10), seed=seed)
-            got, models = members(path, epochs, budgets, seed, bar)
+            since = time.time(); path = search(dense, train, steps=steps, seed=seed, progress=progress) if order == "spp" else baseline(order, dense, train, batches=max(1, steps // 10), seed=seed)
+            searched = time.time(); got, models = members(path, epochs, budgets, seed, bar)
             if order == "spp":
-                latency = _latencies(models, dense, old, machine := [v for k, v in provenance(0, 0, {}).items() if k in ("versions", "device", "threads")])
+                took = round(searched - since, 1); latency = _latencies(models, dense, old, machine := [v for k, v in provenance(0, 0, {}).items() if k in ("versions", "device", "threads")])
                 for row, l in zip(got, latency): row["latency"] = l
                 path.save(new / "digits.path"); ours = models
                 for b, m in zip(budgets, models): save(m, new / f"params_{b:.2f}")
@@ -130,7 +130,7 @@ def demo(out:str|os.PathLike="runs/demo", # folder for everything
         table = pd.DataFrame(rows); table.to_csv(new / "table.csv", index=False, float_format="%.6g")
         _save_pictures(new, table, ours)
         arguments = dict(steps=steps, epochs=epochs, budgets=list(budgets), orders=list(orders))
-        record = dict(rows=table.astype(object).where(table.notna(), None).to_dict("records"), machine=machine,
+        record = dict(rows=table.astype(object).where(table.notna(), None).to_dict("records"), machine=machine, search_seconds=took,
                       latency={_key(m): l for m, l in zip(ours, latency)}, **provenance(seed, time.time() - t, arguments))
         (new / "demo.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return table

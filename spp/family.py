@@ -125,6 +125,8 @@ def _shallow(module:nn.Module)->nn.Module:
     new._modules = {name: None if m is None else _shallow(m) for name, m in module._modules.items()}
     return new
 
+def _later(x:Tensor)->Tensor: "A tensor that is `x` until one of the two is written to, and then a copy"; return x.detach()._lazy_clone()
+
 class Family:
     "One set of weights, a model at every size"
     def __init__(self, model:nn.Module,   # dense in shape, trained for all sizes
@@ -151,13 +153,16 @@ class Family:
         return new
 
     def at(self, align:int=8, **budget)->nn.Module:
-        "A member that shares the family's memory; the family must not be trained meanwhile"
+        "A member that shares the family's memory until one of the two is written to"
         if self._sorted is None: self._sorted = self._sort()
         mask = self.path.mask(align, **budget); parts, new = split_units(mask, self.path.pairs), _shallow(self._sorted)
         for site, at in sites(self.path.pairs).items():
             n, m = int(parts[at[0]][0].sum()), new.get_submodule(site)
             if isinstance(m, SharedAttention): new.set_submodule(site, m.first(n))
             else: m.fc1, m.fc2 = _first(m.fc1, n, 0), _first(m.fc2, n, 1)
+        for m in new.modules():
+            m._parameters = {k: None if p is None else nn.Parameter(_later(p), p.requires_grad) for k, p in m._parameters.items()}
+            m._buffers = {k: None if b is None else _later(b) for k, b in m._buffers.items()}
         return new
 
     def score(self, evaluate, params:Iterable[float])->"Family":

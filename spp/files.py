@@ -58,10 +58,11 @@ def save_tensors(path:str|os.PathLike,       # a file
                  tensors:dict[str, Tensor],  # contiguous or not, on any device
                  header:dict,                # anything JSON can hold; `kind` names what the file is
                 )->None:
-    "Write `tensors` and `header` to one safetensors file"
+    "Write `tensors` and `header` to one safetensors file; `OSError` if that is not possible, and then nothing is changed"
     tensors = {k: x.detach().cpu().contiguous() for k, x in tensors.items()}; text = json.dumps(header)
     with replacing(path) as f:
-        save_file(tensors, f, {"spp": text, "sha256": _seal(text, tensors)})
+        try: save_file(tensors, f, {"spp": text, "sha256": _seal(text, tensors)})
+        except SafetensorError as e: raise OSError(f"{path} could not be written ({e}): is the disk full? What was there before is as it was.") from e
         f.chmod(0o644)                                        # safetensors makes files that only their owner can read
 
 def load_tensors(path:str|os.PathLike, # a file that `save_tensors` wrote

@@ -77,6 +77,7 @@ def launch(runs:list[dict],        # arguments of `function`, a dict for each jo
     if cluster not in ("slurm", "local", "debug"): raise ValueError(f"unknown cluster {cluster!r}: known are slurm, local, debug")
     if cluster == "slurm" and shutil.which("sbatch") is None: raise RuntimeError("no Slurm here: the command `sbatch` is not there. Submit from a login node of the cluster, or use cluster=\"local\".")
     if cluster == "local" and resources.nodes > 1: raise ValueError(f"cluster=\"local\" is one machine, {resources.nodes} nodes were asked for: use nodes=1, or cluster=\"slurm\"")
+    if cluster == "local" and len(runs) > (1 if resources.gpus else at_once): raise ValueError(f"cluster=\"local\" starts {len(runs)} jobs at once{', all on the same GPUs' if resources.gpus else f', more than at_once={at_once}'}: launch them one after the other, or use cluster=\"slurm\"")
     if cluster == "slurm" and shutil.which("sacct") is None: print("warning: without `sacct` the state of a job is not known; spp jobs shows what the runs themselves wrote")
     executor = submitit.AutoExecutor(folder=folder, cluster=cluster, **({"slurm_max_num_timeout": resources.resubmit} if cluster == "slurm" else {}))
     asked = resources.slurm(); executor.update_parameters(**(asked if cluster == "slurm" else {k: v for k, v in asked.items() if not k.startswith("slurm_")}), **({"slurm_array_parallelism": at_once} if cluster == "slurm" else {}))
@@ -120,11 +121,9 @@ def jobs(folder:str|os.PathLike="runs/jobs")->pd.DataFrame:
     file = Path(folder) / "jobs.json"
     if not file.exists(): raise FileNotFoundError(f"no jobs in {folder}: expected a jobs.json that `launch` wrote")
     import submitit
-    rows = []
-    for j in json.loads(file.read_text(encoding="utf-8")):
-        state = submitit.SlurmJob(folder=folder, job_id=j["job"]).state if j["cluster"] == "slurm" and shutil.which("sacct") else ""
-        rows.append({**j, "state": state, "progress": _progress(j.get("out"))})
-    return pd.DataFrame(rows)
+    known = json.loads(file.read_text(encoding="utf-8")); slurm = {j["job"]: submitit.SlurmJob(folder=folder, job_id=j["job"]) for j in known if j["cluster"] == "slurm" and shutil.which("sacct")}
+    if slurm: submitit.SlurmJob.watcher.update()                   # asks `sacct` once, about all of them, now and not when submitit would next
+    return pd.DataFrame([{**j, "state": slurm[j["job"]].watcher.get_state(j["job"], mode="cache") if j["job"] in slurm else "", "progress": _progress(j.get("out"))} for j in known])
 
 # %% ../nbs/17a_launch.ipynb #529e05d9
 def _double(x:int)->int: "A job to try a cluster with: twice `x`"; return 2 * x

@@ -15,14 +15,16 @@ from typing import Any, Iterable
 import pandas as pd, torch
 from torch import nn
 from torch.nn import functional as F
-from .budget import params_of
+from .budget import macs_of, params_of
 from .cut import load, save
 from .data import images
 from .evaluate import accuracy, provenance
 from .family import walk
 from .files import replacing
 from .finetune import finetune
+from .latency import relative_latency
 from .objective import ranks
+from .pairs import adapter_of
 from .path import SolutionPath
 from .search import first_looks, search
 
@@ -79,7 +81,6 @@ def _same(out:Path, settings:dict)->None:
 # %% ../nbs/17_recipes.ipynb #7545398d
 def generated(model:nn.Module, batch:int, batches:int=2)->list[tuple[torch.Tensor, torch.Tensor]]:
     "Noise in the shape of images, with labels: for a run that only tries whether everything works"
-    from spp.pairs import adapter_of
     shape, g = adapter_of(model).example(model).shape[1:], torch.Generator().manual_seed(0)
     return [(torch.randn(batch, *shape, generator=g), torch.randint(model.num_classes, (batch,), generator=g)) for _ in range(batches)]
 
@@ -114,11 +115,15 @@ def run(recipe:str,          # of `RECIPES`
         model = timm.create_model(r.model, pretrained=weights and not smoke, **extra).to(device).eval(); mine = r.batch // world
         if smoke: plain = train = test = generated(model, mine)
         else: plain, train, test = images(data, model, True, mine, name=name, plain=True, workers=workers), images(data, model, True, mine, name=name, workers=workers, **r.augment), images(data, model, False, mine, name=name, workers=workers)
-        path = _search(model, plain, r, out, seed, progress); members = _prune(model, path, train, r, out, progress)
-        rows = [dict(asked=1., params=params_of(model), score=accuracy(model, test))]
-        for b, m in members.items(): rows.append(_finish(m.to(device), b, model, train, test, r, out, progress))
+        with _timed(out, "search"): path = _search(model, plain, r, out, seed, progress)
+        with _timed(out, "prune"): members = _prune(model, path, train, r, out, progress)
+        rows = [dict(asked=1., **_judged(model, model, test))]
+        for b, m in members.items():
+            with _timed(out, "fine-tuning"): members[b] = m = _finish(m.to(device), b, model, train, test, r, out, progress)
+            rows.append(dict(asked=b, **_judged(m, model, test)))
         table = pd.DataFrame(rows).assign(share=lambda x: x.params / x.params.iloc[0])
         if rank == 0:
+            _time(members, model, out)
             with replacing(out / "results.csv") as f: table.to_csv(f, index=False)
             with replacing(out / "results.json") as f: f.write_text(json.dumps(dict(rows=table.to_dict("records"), recipe=recipe, **provenance(seed, time.time() - t, dict(data=str(data), smoke=smoke, **asdict(r)), device)), indent=1) + "\n", encoding="utf-8")
     return table
@@ -149,17 +154,38 @@ def _prune(model, path, data, r:Recipe, out:Path, progress:bool)->dict[float, nn
 
 def _loss(r:Recipe): return partial(F.cross_entropy, label_smoothing=r.smoothing)
 
-def _finish(member, b:float, dense, data, test, r:Recipe, out:Path, progress:bool)->dict:
+def _finish(member, b:float, dense, data, test, r:Recipe, out:Path, progress:bool)->nn.Module:
     "Stage 3, for one member"
     folder, kept = out / _name(b), out / f"{_name(b)}.run"
-    if folder.exists(): member = load(folder, next(dense.parameters()).device)
-    elif r.finetune:
+    if folder.exists(): return load(folder, next(dense.parameters()).device)
+    if r.finetune:
         if r.mixup or r.cutmix: from timm.data import Mixup; mix = Mixup(r.mixup, r.cutmix, label_smoothing=r.smoothing, num_classes=dense.num_classes)
         else: mix = None
         finetune(member, data, dense, r.finetune, r.lr, share=r.share, loss=F.cross_entropy if mix else _loss(r), mixup=mix, ema=r.ema, clip=r.clip, log=out / f"{_name(b)}.jsonl", checkpoint=kept,
                  evaluate=lambda m: {"accuracy": accuracy(m, test)}, progress=progress)
-    if ranks()[0] == 0 and not folder.exists(): save(member, folder); kept.unlink(missing_ok=True)
-    return dict(asked=b, params=params_of(member), score=accuracy(member, test))
+    if ranks()[0] == 0: save(member, folder); kept.unlink(missing_ok=True)
+    return member
+
+def _judged(m, dense, test)->dict: "A row"; return dict(params=params_of(m), macs=macs_of(m, adapter_of(dense).example(dense)), score=accuracy(m, test))
+
+# %% ../nbs/17_recipes.ipynb #75a63c46
+def _read(file:Path)->dict: return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+@contextmanager
+def _timed(out:Path, stage:str):
+    "Add what the block takes to the seconds of `stage`, unless it only read what was there"
+    since = time.time()
+    try: yield
+    finally:
+        if ranks()[0] == 0 and (spent := time.time() - since) > .5:
+            before = _read(file := out / "times.json")
+            with replacing(file) as f: f.write_text(json.dumps(before | {stage: round(before.get(stage, 0) + spent, 1)}, indent=1) + "\n", encoding="utf-8")
+
+def _time(members:dict[float, nn.Module], dense:nn.Module, out:Path)->None:
+    "Forward time of each member relative to the dense model's, measured once"
+    if (file := out / "latency.json").exists(): return
+    x = adapter_of(dense).example(dense); x = x.expand(4 if x.device.type == "cpu" else 64, *x.shape[1:]).contiguous(); got = relative_latency(list(members.values()), dense, x)
+    with replacing(file) as f: f.write_text(json.dumps(dict(batch=len(x), relative={"1.00": 1.} | {f"{b:.2f}": round(l, 4) for b, l in zip(members, got)}), indent=1) + "\n", encoding="utf-8")
 
 # %% ../nbs/17_recipes.ipynb #96608c67
 def gathered(folders:Iterable[str|os.PathLike] # of runs, finished or not

@@ -25,6 +25,17 @@ if how == "parallel":
     model.double(); teacher.double()
     batches = [(images[i:i + 16].double(), labels[i:i + 16]) for i in range(0, 64, 16)]
     finetune(model, [tuple(x.chunk(world)[rank] for x in b) for b in batches], teacher, epochs=3, accumulate=2, clip=1., ema=.5, features=.5, log=out + ".jsonl")
+elif how == "shard":
+    class Dying(list):
+        def __iter__(self):
+            global dies
+            for batch in super().__iter__():
+                if dies == 0: sys.exit("dies here")
+                dies -= 1; yield batch
+    model.double(); teacher.double()
+    batches = Dying(tuple(x.chunk(world)[rank] for x in (images[i:i + 16].double(), labels[i:i + 16])) for i in range(0, 64, 16))
+    finetune(model, batches, teacher, epochs=3, accumulate=2, clip=1., features=.5, layer_decay=.8, shard=world > 1, checkpoint=checkpoint, every=1, evaluate=lambda m: m.head.weight.norm().item(), log=out + ".jsonl")
+    assert type(model.head.weight) is torch.nn.Parameter and not model.training
 else:
     class Mortal(DataLoader):
         def __iter__(self):
@@ -57,3 +68,12 @@ def test_two_processes_are_one(tmp_path):
     a, b = load_file(one), load_file(two)
     assert all((a[k] - b[k]).abs().max() <= 1e-9 for k in a)
     assert [json.loads(x)["loss"] for x in Path(f"{one}.jsonl").read_text().splitlines()] == pytest.approx([json.loads(x)["loss"] for x in Path(f"{two}.jsonl").read_text().splitlines()], abs=1e-6)
+
+def test_divided_is_whole(tmp_path):
+    "Two processes that each have half of the weights, gradients and moments (FSDP) train the model of one process, in float64 to 1e-9; also if they end and are started again"
+    script = tmp_path / "run.py"; script.write_text(RUN); one, two, launch = tmp_path / "one", tmp_path / "two", ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    r = python(script, one, "", -1, "shard"); assert r.returncode == 0, r.stderr
+    r = python(script, two, tmp_path / "run", 7, "shard", launch=launch); assert r.returncode and "dies here" in r.stderr and (tmp_path / "run").exists() and not two.exists(), r.stderr
+    r = python(script, two, tmp_path / "run", -1, "shard", launch=launch); assert r.returncode == 0, r.stderr
+    a, b = load_file(one), load_file(two); assert all((a[k] - b[k]).abs().max() <= 1e-9 for k in a)
+    rows = [[json.loads(x) for x in Path(f"{f}.jsonl").read_text().splitlines()] for f in (one, two)]; assert [x["score"] for x in rows[0]] == pytest.approx([x["score"] for x in rows[1]], abs=1e-9)

@@ -1,5 +1,7 @@
 "A recipe from the command line, and killed in each of its stages"
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -43,3 +45,35 @@ def test_killed_in_each_stage(tmp_path):
         a, b = (load_file(tmp_path / d / name / "model.safetensors") for d in ("want", "got")); assert all(torch.equal(a[k], b[k]) for k in a), name
     assert (tmp_path / "want/results.csv").read_text() == (tmp_path / "got/results.csv").read_text() and (tmp_path / "want/params_0.50.jsonl").read_text() == (tmp_path / "got/params_0.50.jsonl").read_text()
     assert not {n for n in there() if n.endswith(".run")}
+
+FULL = """
+import resource, signal, sys
+from spp.recipes import RECIPES, Recipe, run
+RECIPES["tiny"] = Recipe("test_vit", 2, 1, 1, 4, 1e-3)
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)                  # a file that grows beyond the limit fails as on a full disk
+if int(sys.argv[2]): resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try: run("tiny", out=sys.argv[1], smoke=True, progress=False)
+except OSError as e: sys.exit(f"spp: {e}")
+"""
+
+def test_full_disk(tmp_path):
+    "A disk that is full while a model is saved: said so, nothing half-written, and the same command goes on"
+    script = tmp_path / "run.py"; script.write_text(FULL); go = lambda limit: subprocess.run([sys.executable, script, tmp_path / "run", str(limit)], capture_output=True, text=True)
+    r = go(200_000); assert r.returncode == 1 and "could not be written" in r.stderr and "is the disk full?" in r.stderr and "Traceback" not in r.stderr, r.stderr
+    there = list((tmp_path / "run").rglob("*")); assert (tmp_path / "run/order.path").exists() and not [p for p in there if p.suffix == ".safetensors" or p.name.startswith(".") and p.name != ".lock"], there
+    r = go(0); assert r.returncode == 0 and (tmp_path / "run/results.csv").exists(), r.stderr
+
+def test_no_slurm(tmp_path):
+    "Where there is no Slurm: what is missing, and what works"
+    r = subprocess.run([sys.executable, "-c", "from spp.cli import main; main()", "run", "deit_tiny", "--smoke", "--cluster", "slurm"], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PATH": ""})
+    assert r.returncode == 1 and "no Slurm here: the command `sbatch` is not there" in r.stderr and "local" in r.stderr and "Traceback" not in r.stderr, r.stderr
+    assert not list(tmp_path.iterdir())
+
+def test_a_folder_has_one_run(tmp_path):
+    "A second process is told who is writing there, another recipe that the folder is taken"
+    spp = lambda *a: subprocess.run([sys.executable, "-c", "from spp.cli import main; main()", "run", *a, "--smoke", "--out", tmp_path], capture_output=True, text=True)
+    with open(tmp_path / ".lock", "w") as f:
+        f.write("process 7 on somewhere"); f.flush(); fcntl.flock(f, fcntl.LOCK_EX)
+        r = spp("deit_tiny"); assert r.returncode == 1 and f"another run is writing to {tmp_path} (process 7 on somewhere)" in r.stderr and "Traceback" not in r.stderr, r.stderr
+    (tmp_path / "run.json").write_text(json.dumps(dict(recipe="deit_small", seed=0)))
+    r = spp("deit_tiny"); assert r.returncode == 1 and "holds another run: recipe 'deit_small', now 'deit_tiny'" in r.stderr and "Traceback" not in r.stderr, r.stderr

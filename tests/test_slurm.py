@@ -26,8 +26,8 @@ def test_submit(tmp_path):
 
 def test_constraint_and_refusal(tmp_path):
     from spp.launch import _double
-    with pytest.raises(RuntimeError, match="Slurm refused the job"): launch([dict(x=1)], "slurm", Resources(hours=1, constraint="h900", **SMALL), folder=tmp_path, function=_double)
-    with pytest.raises(RuntimeError, match="Slurm refused the job"): launch([dict(x=1)], "slurm", Resources(hours=1, partition="no_such", **SMALL), folder=tmp_path, function=_double)
+    for asked, words in ((dict(constraint="h900"), "[Ii]nvalid feature specification"), (dict(partition="no_such"), "invalid partition specified"), (dict(gpus=400), "[Ii]nvalid generic resource"), (dict(nodes=99), "[Nn]ode count")):
+        with pytest.raises(RuntimeError, match=f"Slurm refused the job.*{words}"): launch([dict(x=1)], "slurm", Resources(hours=1, **asked, **SMALL), folder=tmp_path, function=_double)
 
 def two(out):
     "A fine-tuning on two processes; what each rank holds at the end"
