@@ -281,7 +281,7 @@ def embed(model:nn.Module,  # open_clip's, or one with `encode_image` and `encod
     mode, device, images, texts, owners, n = model.training, next(model.parameters()).device, [], [], [], 0; model.eval()
     try:
         for x in data:
-            if lacks := {"image", "text"} - x.keys(): raise TypeError(f"the batch has no `{lacks.pop()}`: retrieval needs dicts {{'image': …, 'text': …, 'owner': …}}, see `spp.retrieval.captions`")
+            if lacks := {"image", "text"} - (x.keys() if isinstance(x, dict) else set()): raise TypeError(f"the batch has no `{min(lacks)}`: retrieval needs dicts {{'image': …, 'text': …, 'owner': …}}, see `spp.retrieval.captions`")
             images.append(model.encode_image(x["image"].to(device)).float().cpu()); texts.append(model.encode_text(x["text"].to(device)).float().cpu())
             owners.append(n + x.get("owner", torch.arange(len(x["image"]))).cpu()); n += len(images[-1])
     finally: model.train(mode)
