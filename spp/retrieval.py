@@ -209,7 +209,7 @@ def shards(urls:str|list[str], # e.g. "/data/cc3m-{00000..00331}.tar"
     try: import webdataset as wds
     except ImportError as e: raise ImportError("tar files of pairs are read by webdataset: `pip install webdataset`") from e
     tokenize, prepare = tokenize or tokenizer(model), transform(model, not plain, **augment)
-    data = (wds.WebDataset(urls, resampled=True, nodesplitter=wds.split_by_node, handler=wds.warn_and_continue).shuffle(1000).decode("pilrgb", handler=wds.warn_and_continue)
+    data = (wds.WebDataset(urls, resampled=True, shardshuffle=False, nodesplitter=wds.split_by_node, handler=wds.warn_and_continue).shuffle(1000).decode("pilrgb", handler=wds.warn_and_continue)
             .to_tuple("jpg;png;jpeg;webp", "txt", handler=wds.warn_and_continue).map_tuple(prepare, lambda t: tokenize([t])).batched(batch_size, partial=False, collation_fn=joined))
     return _Epoch(wds.WebLoader(data, batch_size=None, num_workers=workers), batches)
 
