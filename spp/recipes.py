@@ -18,14 +18,15 @@ from torch.nn import functional as F
 from .budget import macs_of, params_of
 from .cut import load, save
 from .data import images
-from .evaluate import accuracy, provenance
+from .evaluate import accuracy, evaluate, provenance
 from .family import walk
 from .files import replacing
 from .finetune import finetune
 from .latency import relative_latency
-from .objective import ranks
+from .objective import contrastive, ranks
 from .pairs import adapter_of
 from .path import SolutionPath
+from .retrieval import captions, made_up
 from .search import first_looks, search
 
 # %% ../nbs/17_recipes.ipynb #11ffa757
@@ -48,13 +49,19 @@ class Recipe:
     ema:float|None=.9998     # decay of the average of the weights
     clip:float|None=None     # largest norm of a gradient
     share:float=.5           # the teacher's part of the loss
+    tag:str=""               # of a CLIP: the tag of open_clip's weights, or a file; its data are images with captions
+    chunk:int|None=None      # of a CLIP: pairs that go through it at a time
     source:str="Ding et al. (2025), Table 6"
+
+_CLIP = dict(augment={}, mixup=0., cutmix=0., smoothing=0., ema=None, tag="openai")
 
 RECIPES = {
     "deit_base":  Recipe("deit_base_patch16_224", 5, 20, 300, 1024, 8e-4),
     "deit_small": Recipe("deit_small_patch16_224", 10, 30, 300, 512, 8e-4),
     "deit_tiny":  Recipe("deit_tiny_patch16_224", 10, 30, 300, 256, 8e-4),
     "swin_tiny":  Recipe("swin_tiny_patch4_window7_224", 5, 20, 300, 256, 8e-4),
+    "clip_base":  Recipe("ViT-B-16-quickgelu", 3, 5, 5, 32, 1e-5, **_CLIP),
+    "clip_large": Recipe("ViT-L-14-336-quickgelu", 1, 5, 5, 32, 1e-5, **_CLIP),
 }
 
 def recipes()->pd.DataFrame: "The recipes as a table"; return pd.DataFrame([{"recipe": k, **{f.name: getattr(r, f.name) for f in fields(r) if f.name in ("model", "update", "prune", "finetune", "batch", "lr", "source")}} for k, r in RECIPES.items()]).set_index("recipe")
@@ -84,6 +91,34 @@ def generated(model:nn.Module, batch:int, batches:int=2)->list[tuple[torch.Tenso
     shape, g = adapter_of(model).example(model).shape[1:], torch.Generator().manual_seed(0)
     return [(torch.randn(batch, *shape, generator=g), torch.randint(model.num_classes, (batch,), generator=g)) for _ in range(batches)]
 
+def _small_clip(name:str)->nn.Module:
+    "A CLIP with the patches and the vocabulary of `name`, narrow and of random weights"
+    import open_clip
+    cfg = open_clip.get_model_config(name); patch = cfg["vision_cfg"]["patch_size"]
+    return open_clip.CLIP(64, dict(layers=3, width=384, head_width=64, patch_size=patch, image_size=4 * patch), dict(layers=2, width=32, heads=2), quick_gelu=cfg.get("quick_gelu", False))
+
+def _dense(r:Recipe, weights:bool, smoke:bool, **extra)->nn.Module:
+    "The model that is pruned"
+    import timm
+    if not r.tag: return timm.create_model(r.model, pretrained=weights and not smoke, **extra)
+    if smoke: return _small_clip(r.model)
+    import open_clip
+    return open_clip.create_model(r.model, pretrained=r.tag if weights else None)
+
+def _data(r:Recipe, model:nn.Module, data, mine:int, name:str, workers:int, missing:str, smoke:bool, out:Path)->tuple: # loaders: plain, train, test
+    "Batches for the search, for training, for judging"
+    if not r.tag and smoke: return (generated(model, mine),) * 3
+    if not r.tag: return images(data, model, True, mine, name=name, plain=True, workers=workers), images(data, model, True, mine, name=name, workers=workers, **r.augment), images(data, model, False, mine, name=name, workers=workers)
+    if smoke: data, workers, name = out / "made_up" if (out / "made_up").exists() else made_up(out / "made_up"), 0, ""
+    kw = dict(file=name or None, missing=missing, workers=workers)
+    return captions(data, model, True, mine, plain=True, **kw), captions(data, model, True, mine, **kw, **r.augment), captions(data, model, False, mine, **kw)
+
+def _judge(r:Recipe, model:nn.Module, test)->dict[str, float]:
+    "The score, and whatever else is measured"
+    if not r.tag: return dict(score=accuracy(model, test))
+    scores = evaluate(model, test, "retrieval")["scores"]
+    return dict(score=scores["image to text R@1"], **scores)
+
 def plan(recipe:str, smoke:bool=False, **overrides)->Recipe:
     "A recipe with what is overridden; `ValueError` for what there is not"
     if recipe not in RECIPES: raise ValueError(f"unknown recipe {recipe!r}: known are {', '.join(RECIPES)}")
@@ -93,18 +128,18 @@ def plan(recipe:str, smoke:bool=False, **overrides)->Recipe:
 
 # %% ../nbs/17_recipes.ipynb #22901469
 def run(recipe:str,          # of `RECIPES`
-        data:str|os.PathLike|None=None, # a folder with train/ and val/, or the root of the data set `name`
+        data:str|os.PathLike|None=None, # a folder with train/ and val/, or the root of the data set `name`; of a CLIP the folder of images and captions
         out:str|os.PathLike="runs/recipe", # folder of the run
-        *, name:str="",      # of a data set of timm's, e.g. "torch/cifar10"
-        weights:bool=True,   # start from timm's pretrained weights
+        *, name:str="",      # of a data set of timm's, e.g. "torch/cifar10"; of a CLIP that of the file of captions, if there are several
+        weights:bool=True,   # start from pretrained weights
         workers:int=8,       # processes that load images, for each device
+        missing:str="stop",  # of a CLIP, at images or captions that are not there: see `karpathy`
         seed:int=0, device:str|None=None, # "cuda" where there is one
         smoke:bool=False,    # the same code in a minute, on noise in the shape of images, with random weights
         progress:bool=True,
         **overrides,         # of the recipe's fields: epochs=…, batch=…, lr=…, params=(…)
        )->pd.DataFrame:      # a row per member
     "Search, prune, fine-tune and judge, as the recipe says; taken up again where it was broken off"
-    import timm
     r, out, t, (rank, world) = plan(recipe, smoke, **overrides), Path(out), time.time(), ranks()
     if data is None and not smoke: raise ValueError("no data: pass the folder of the images, or smoke=True to try the code on noise")
     if r.batch % world: raise ValueError(f"a batch of {r.batch} cannot be shared by {world} processes: choose a multiple of {world}")
@@ -112,15 +147,14 @@ def run(recipe:str,          # of `RECIPES`
     with _alone(out) if rank == 0 else _nothing():
         _same(out, dict(recipe=recipe, data=str(data), name=name, seed=seed, smoke=smoke, weights=weights and not smoke, processes=world, **asdict(r)))
         torch.manual_seed(seed); extra = dict(num_classes=10) if name.endswith("cifar10") else {}
-        model = timm.create_model(r.model, pretrained=weights and not smoke, **extra).to(device).eval(); mine = r.batch // world
-        if smoke: plain = train = test = generated(model, mine)
-        else: plain, train, test = images(data, model, True, mine, name=name, plain=True, workers=workers), images(data, model, True, mine, name=name, workers=workers, **r.augment), images(data, model, False, mine, name=name, workers=workers)
+        model = _dense(r, weights, smoke, **extra).to(device).eval()
+        plain, train, test = _data(r, model, data, r.batch // world, name, workers, missing, smoke, out)
         with _timed(out, "search"): path = _search(model, plain, r, out, seed, progress)
         with _timed(out, "prune"): members = _prune(model, path, train, r, out, progress)
-        rows = [dict(asked=1., **_judged(model, model, test))]
+        rows = [dict(asked=1., **_judged(r, model, model, test))]
         for b, m in members.items():
             with _timed(out, "fine-tuning"): members[b] = m = _finish(m.to(device), b, model, train, test, r, out, progress)
-            rows.append(dict(asked=b, **_judged(m, model, test)))
+            rows.append(dict(asked=b, **_judged(r, m, model, test)))
         table = pd.DataFrame(rows).assign(share=lambda x: x.params / x.params.iloc[0])
         if rank == 0:
             _time(members, model, out)
@@ -146,13 +180,13 @@ def _prune(model, path, data, r:Recipe, out:Path, progress:bool)->dict[float, nn
     folders = {b: out / "pruned" / _name(b) for b in sorted(r.params, reverse=True)}
     if all(f.exists() for f in folders.values()): return {b: load(f) for b, f in folders.items()}
     if not r.prune: members = {b: path.cut(params=b) for b in folders}
-    else: members = walk(path, data, folders, r.prune, lr=r.lr / 10, share=r.share, loss=_loss(r), checkpoint=out / "prune.run", keep=out / "pruned", progress=progress)
+    else: members = walk(path, data, folders, r.prune, lr=r.lr / 10, share=r.share, loss=_loss(r), chunk=r.chunk, checkpoint=out / "prune.run", keep=out / "pruned", progress=progress)
     if ranks()[0] == 0:
         for b, m in members.items(): save(m, folders[b])
         (out / "prune.run").unlink(missing_ok=True)
     return members
 
-def _loss(r:Recipe): return partial(F.cross_entropy, label_smoothing=r.smoothing)
+def _loss(r:Recipe): return contrastive if r.tag else partial(F.cross_entropy, label_smoothing=r.smoothing)
 
 def _finish(member, b:float, dense, data, test, r:Recipe, out:Path, progress:bool)->nn.Module:
     "Stage 3, for one member"
@@ -161,12 +195,12 @@ def _finish(member, b:float, dense, data, test, r:Recipe, out:Path, progress:boo
     if r.finetune:
         if r.mixup or r.cutmix: from timm.data import Mixup; mix = Mixup(r.mixup, r.cutmix, label_smoothing=r.smoothing, num_classes=dense.num_classes)
         else: mix = None
-        finetune(member, data, dense, r.finetune, r.lr, share=r.share, loss=F.cross_entropy if mix else _loss(r), mixup=mix, ema=r.ema, clip=r.clip, log=out / f"{_name(b)}.jsonl", checkpoint=kept,
-                 evaluate=lambda m: {"accuracy": accuracy(m, test)}, progress=progress)
+        finetune(member, data, dense, r.finetune, r.lr, share=r.share, loss=F.cross_entropy if mix else _loss(r), mixup=mix, ema=r.ema, clip=r.clip, chunk=r.chunk, log=out / f"{_name(b)}.jsonl", checkpoint=kept,
+                 evaluate=lambda m: {"accuracy" if k == "score" else k: v for k, v in _judge(r, m, test).items()}, progress=progress)
     if ranks()[0] == 0: save(member, folder); kept.unlink(missing_ok=True)
     return member
 
-def _judged(m, dense, test)->dict: "A row"; return dict(params=params_of(m), macs=macs_of(m, adapter_of(dense).example(dense)), score=accuracy(m, test))
+def _judged(r:Recipe, m, dense, test)->dict: "A row"; return dict(params=params_of(m), macs=macs_of(m, adapter_of(dense).example(dense)), **_judge(r, m, test))
 
 # %% ../nbs/17_recipes.ipynb #75a63c46
 def _read(file:Path)->dict: return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -184,8 +218,9 @@ def _timed(out:Path, stage:str):
 def _time(members:dict[float, nn.Module], dense:nn.Module, out:Path)->None:
     "Forward time of each member relative to the dense model's, measured once"
     if (file := out / "latency.json").exists(): return
-    x = adapter_of(dense).example(dense); x = x.expand(4 if x.device.type == "cpu" else 64, *x.shape[1:]).contiguous(); got = relative_latency(list(members.values()), dense, x)
-    with replacing(file) as f: f.write_text(json.dumps(dict(batch=len(x), relative={"1.00": 1.} | {f"{b:.2f}": round(l, 4) for b, l in zip(members, got)}), indent=1) + "\n", encoding="utf-8")
+    x = adapter_of(dense).example(dense); n = 4 if next(dense.parameters()).device.type == "cpu" else 64; wide = lambda x: x.expand(n, *x.shape[1:]).contiguous()
+    x = {k: wide(v) for k, v in x.items()} if isinstance(x, dict) else wide(x); got = relative_latency(list(members.values()), dense, x)
+    with replacing(file) as f: f.write_text(json.dumps(dict(batch=n, relative={"1.00": 1.} | {f"{b:.2f}": round(l, 4) for b, l in zip(members, got)}), indent=1) + "\n", encoding="utf-8")
 
 # %% ../nbs/17_recipes.ipynb #96608c67
 def gathered(folders:Iterable[str|os.PathLike] # of runs, finished or not
