@@ -152,7 +152,7 @@ def _moved(x, device):
     if isinstance(x, (tuple, list)): return type(x)(_moved(y, device) for y in x)
     return {k: _moved(y, device) for k, y in x.items()} if isinstance(x, dict) else x
 
-# %% ../nbs/16a_llm.ipynb #34cb9d9e
+# %% ../nbs/16a_llm.ipynb #46482ea6
 class Stats(NamedTuple):
     "Moments of what a layer reads (eq. 1)"
     h:Tensor    # second, shape [in, in]; of some scores only its diagonal is gathered, shape [in]
@@ -163,23 +163,24 @@ class Stats(NamedTuple):
 
 class _Moments:
     "Gathers them, by hooks, over several calls of a block"
-    def __init__(self, layers:dict[str, nn.Module], full:bool): self.layers, self.full, self.of, self.sums, self.last = layers, full, {}, {}, (None, None)
+    def __init__(self, layers:dict[str, nn.Module], full:bool, even:bool): self.layers, self.full, self.even, self.of, self.sums, self.last = layers, full, even, {}, {}, (None, None)
     def see(self, name:str):
         def hook(layer, args):
             if self.last[0] is not args[0]: self.last = (args[0], name)
             elif self.of.setdefault(name, self.last[1]) == self.last[1]: return           # another layer has read this very tensor
             self.of[name] = name; x = args[0].flatten(0, -2); x = x.to(torch.promote_types(x.dtype, torch.float32))
             d = x.shape[1]
-            h, mean, n = self.sums.get(name) or (x.new_zeros(d, d) if self.full else x.new_zeros(d), 0, 0)
-            self.sums[name] = (h.addmm_(x.T, x) if self.full else h.add_(x.square().sum(0)), x.sum(0) + mean, n + len(x))
+            h, mean, mass, n = self.sums.get(name) or (x.new_zeros(d, d) if self.full else x.new_zeros(d), 0, 0, 0)
+            root = d ** .5 / x.norm(dim=1, keepdim=True).clamp(min=1e-20) if self.even else x.new_ones(len(x), 1); y = x * root    # √ of a token's weight
+            self.sums[name] = (h.addmm_(y.T, y) if self.full else h.add_(y.square().sum(0)), (y * root).sum(0) + mean, root.square().sum() + mass, n + len(x))
         return hook
     def __enter__(self): self.hooks = [layer.register_forward_pre_hook(self.see(name)) for name, layer in self.layers.items()]; return self
     def __exit__(self, *_):
         for h in self.hooks: h.remove()
         self.last = (None, None)
-    def stats(self)->dict[str, Stats]: done = {k: Stats(h.div_(n), m / n, n) for k, (h, m, n) in self.sums.items()}; return {k: done[self.of[k]] for k in self.layers if k in self.of}
+    def stats(self)->dict[str, Stats]: done = {k: Stats(h.div_(mass), m / mass, n) for k, (h, m, mass, n) in self.sums.items()}; return {k: done[self.of[k]] for k in self.layers if k in self.of}
 
-# %% ../nbs/16a_llm.ipynb #287c1def
+# %% ../nbs/16a_llm.ipynb #600f44c9
 @torch.no_grad()
 def walk(model:nn.Module,   # a causal language model of transformers
          ids:Tensor,        # windows, shape [n, length]
@@ -188,9 +189,10 @@ def walk(model:nn.Module,   # a causal language model of transformers
          amp:torch.dtype|None=None, # the type to run blocks in; None: that of the weights
          progress:bool=True,# show a bar
          full:bool=True,    # all of H, or its diagonal?
+         even:bool=False,   # should all tokens weigh alike, whatever the norm of what a layer reads of them?
         )->Iterator[tuple[str, nn.Module, Stats]]: # name, layer, moments of its inputs
     "Every linear layer in every block, with the moments of what it reads; `ArithmeticError` if they are not finite"
-    has_values(model); _takes(model, ids); (name, stack), home = blocks(model), next(model.parameters()).device
+    has_values(model); (name, stack), home = blocks(model), next(model.parameters()).device; _takes(model, ids)
     mode, device = model.training, torch.device(device or home); model.eval()
     def run(block, i, keep):
         args, kw = _moved(calls[i], device)
@@ -201,7 +203,7 @@ def walk(model:nn.Module,   # a causal language model of transformers
         states, calls = _entered(model, stack, ids, amp)
         for i, block in enumerate(tqdm(stack, desc="blocks", leave=False, **({} if progress else {"disable": True}))):
             block.to(device)
-            with _Moments(linears(block), full) as m: run(block, i, not refresh)
+            with _Moments(linears(block), full, even) as m: run(block, i, not refresh)
             for child, s in m.stats().items():
                 if not s.h.isfinite().all(): raise ArithmeticError(f"what {name}.{i}.{child} reads is not finite on the calibration text: look for weights or activations that overflow, or run in float32 or bfloat16")
                 yield f"{name}.{i}.{child}", block.get_submodule(child), s
@@ -231,7 +233,7 @@ def _diagonals(h:Tensor, budget:float, rate:Tensor, n:int=2)->tuple[Tensor, Tens
         rate = (rate * ((q.mean(1, keepdim=True) - budget) / slope.clamp(min=1e-30)).clamp(-3, 3).exp()).clamp(min=1e-20)
     return h / (h + rate), rate
 
-# %% ../nbs/16a_llm.ipynb #19b04577
+# %% ../nbs/16a_llm.ipynb #bf26e54c
 @dataclass(frozen=True)
 class Inclusion:
     "The inclusion over the weights of a layer, driven by a clock for each row; the defaults are meant to be left alone"
@@ -239,11 +241,12 @@ class Inclusion:
     end:float = .04      # mean gate at the end, in (0, 1)
     momentum:float = .9  # in [0, 1)
     warm:float = 1.      # share of the diagonal gates in V at the dense end, in [0, 1]; 0: V collects the gates alone
+    fade:float = .5      # it goes with the budget to this power, at least 0
     safety:float = 1.5   # step size times curvature, in (0, 2(1 + momentum))
     rows:int = 2 ** 20   # weights handled at a time
     def __post_init__(self):
         for ok, text in ((self.steps >= 1, f"`steps` must be at least 1, got {self.steps}"), (0 < self.end < 1, f"`end` must be in (0, 1), got {self.end}"), (0 <= self.momentum < 1, f"`momentum` must be in [0, 1), got {self.momentum}"),
-                         (0 <= self.warm <= 1, f"`warm` must be in [0, 1], got {self.warm}"), (0 < self.safety < 2 * (1 + self.momentum), f"`safety` must be in (0, 2(1 + momentum)), got {self.safety}")):
+                         (0 <= self.warm <= 1, f"`warm` must be in [0, 1], got {self.warm}"), (0 < self.safety < 2 * (1 + self.momentum), f"`safety` must be in (0, 2(1 + momentum)), got {self.safety}"), (self.fade >= 0, f"`fade` must not be negative, got {self.fade}")):
             if not ok: raise ValueError(text)
 
     def __call__(self, w:Tensor, s:Stats)->Tensor:
@@ -259,10 +262,10 @@ class Inclusion:
         cp = self.safety / u.norm(dim=1, keepdim=True).clamp(min=.1) * p          # it is ½ at least, but in a row of zeros
         m, b, v, rate, free = torch.ones_like(w), torch.zeros_like(w), torch.zeros_like(w), w.new_zeros(len(w), 1), w.new_full((len(w), 1), 1e-3)
         for k in range(self.steps):
-            budget = clock((k + 1) / self.steps, self.end); part = self.warm * budget
+            budget = clock((k + 1) / self.steps, self.end); part = self.warm * budget ** self.fade
             b = self.momentum * b + a * ((a * (m - 1)) @ hess)                                   # eq. 4
             m, rate = _couplings((m - cp * b).clamp(0, 1.5), cp, budget, rate); d, free = _diagonals(h, budget, free)
-            v += (1 - part) * m + part * d
+            v += (1 - part) * m + part * d                                                      # eq. 5
         return v / self.steps
 
 # %% ../nbs/16a_llm.ipynb #f34db701
@@ -302,7 +305,7 @@ def mask_of(level:Tensor,             # uint8, shape [out, in]
     for a, b in zip(flat.split(max(1, 2 ** 24 // flat.shape[1])), keep.split(max(1, 2 ** 24 // flat.shape[1]))): b.scatter_(1, a.argsort(dim=1, stable=True)[:, :drop], False)
     return keep.view(level.shape)
 
-# %% ../nbs/16a_llm.ipynb #b2afa9e4
+# %% ../nbs/16a_llm.ipynb #289aa337
 def refit(w:Tensor,           # weights, shape [out, in]
           keep:Tensor,        # those that stay, bool, shape [out, in]
           h:Tensor,           # second moments of what they read, shape [in, in]
@@ -311,7 +314,7 @@ def refit(w:Tensor,           # weights, shape [out, in]
           tol:float=1e-4,     # relative residual at which to stop
           rows:int=2**22,     # weights handled at a time
          )->Tensor:           # shape [out, in], zero where `keep` is False
-    "The surviving weights that come closest to the old outputs (eq. 5)"
+    "The surviving weights that come closest to the old outputs (eq. 6)"
     h = h + damping * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype, device=h.device); scale = 1 / h.diagonal().clamp(min=1e-30)
     def solve(w, keep):
         keep = keep.to(w.dtype); x = w * keep; r = keep * ((w - x) @ h); z = p = r * scale; rz = first = (r * z).sum(1, keepdim=True)
@@ -322,7 +325,7 @@ def refit(w:Tensor,           # weights, shape [out, in]
         return x
     return torch.cat([solve(a, b) for a, b in zip(w.split(max(1, rows // w.shape[1])), keep.split(max(1, rows // w.shape[1])))])
 
-# %% ../nbs/16a_llm.ipynb #7afd446f
+# %% ../nbs/16a_llm.ipynb #4ce7b161
 METRICS = {"magnitude": (magnitude, "layer"), "wanda": (wanda, "row"), "ria": (ria, "layer"), "inclusion": (None, "row")}    # score, comparison group
 
 def _metric(metric:str, settings:dict)->tuple[Callable, str]:
@@ -347,7 +350,7 @@ def set_weights(layer:nn.Module, keep:Tensor, s:Stats|None=None, repair:bool=Fal
     layer.weight.copy_(new.T if isinstance(layer, Conv1D) else new)
 
 def _columns(w:Tensor, keep:Tensor, h:Tensor, damping:float)->Tensor:
-    "Eq. 5 where all rows keep the same columns: one Cholesky factor"
+    "Eq. 6 where all rows keep the same columns: one Cholesky factor"
     new = torch.zeros_like(w); k = keep.nonzero()[:, 0]
     if not len(k): return new
     h = h + damping * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype, device=h.device); factor, failed = torch.linalg.cholesky_ex(h[k][:, k])
@@ -355,7 +358,7 @@ def _columns(w:Tensor, keep:Tensor, h:Tensor, damping:float)->Tensor:
     new[:, k] = torch.cholesky_solve((w @ h[:, k]).T, factor).T
     return new
 
-# %% ../nbs/16a_llm.ipynb #5f518389
+# %% ../nbs/16a_llm.ipynb #7ced6961
 @dataclass
 class LLMPath:
     "For every weight of every block, how early it leaves"
@@ -417,12 +420,12 @@ def weight_path(model:nn.Module,     # a causal language model of transformers; 
     "One pass over the windows, and the masks of every sparsity"
     f, own = _metric(metric, settings); by, out = by or own, {}
     if by not in ("row", "layer"): raise ValueError(f"`by` must be \"row\" or \"layer\", got {by!r}")
-    for name, layer, s in walk(model, ids, device, amp=amp, progress=progress, full=metric == "inclusion"): out[name] = levels(f(_wide(layer, s), s), by).cpu()
+    for name, layer, s in walk(model, ids, device, amp=amp, progress=progress, full=metric == "inclusion", even=metric == "inclusion"): out[name] = levels(f(_wide(layer, s), s), by).cpu()
     info = dict(model=name_of(model), fingerprint=fingerprint(model), metric=metric, by=by, settings=asdict(f) if isinstance(f, Inclusion) else settings,
                 calibration=dict(windows=len(ids), length=ids.shape[1], data=digest(ids)))
     return LLMPath(out, info, model)
 
-# %% ../nbs/16a_llm.ipynb #c5ceb01e
+# %% ../nbs/16a_llm.ipynb #c786f7f6
 def one_shot(model:nn.Module, ids:Tensor, metric:str, # as in `weight_path`
              sparsity:float|None=None, pattern:str|None=None, # as in `LLMPath.mask`
              by:str|None=None,       # comparison group; None: that of the metric
@@ -430,7 +433,8 @@ def one_shot(model:nn.Module, ids:Tensor, metric:str, # as in `weight_path`
              inplace:bool=False, device=None, amp:torch.dtype|None=None, progress:bool=True, **settings)->nn.Module:
     "Score, prune and go on with what the pruned blocks put out"
     (f, own), model = _metric(metric, settings), model if inplace else copy.deepcopy(model)
-    for name, layer, s in walk(model, ids, device, True, amp, progress, repair or metric == "inclusion"):
+    if repair and metric == "inclusion": raise ValueError("the inclusion weighs tokens alike and repair does not: write weight_path(model, ids).prune(…, repair=ids)")
+    for name, layer, s in walk(model, ids, device, True, amp, progress, repair or metric == "inclusion", metric == "inclusion"):
         set_weights(layer, mask_of(levels(f(_wide(layer, s), s), by or own), sparsity, pattern, by or own, name), s, repair, damping, name)
     return model
 
