@@ -186,7 +186,7 @@ def coloured(code: str, lang: str = "python") -> str:
     except ClassNotFound: lexer = get_lexer_by_name("text")
     return f'<pre class="code" tabindex="0"><code>{highlight(code, lexer, HtmlFormatter(nowrap=True)).rstrip()}</code></pre>'
 
-def slug(s: str) -> str: return re.sub(r"[^\w.]+", "-", re.sub(r"<[^>]*>", "", s).lower()).strip("-") or "part"
+def slug(s: str) -> str: return re.sub(r"\W+", "-", re.sub(r"<[^>]*>", "", s).lower()).strip("-") or "part"
 
 class Writer:
     "Markdown → HTML with our links, anchors and formulas"
