@@ -186,7 +186,7 @@ def coloured(code: str, lang: str = "python") -> str:
     except ClassNotFound: lexer = get_lexer_by_name("text")
     return f'<pre class="code" tabindex="0"><code>{highlight(code, lexer, HtmlFormatter(nowrap=True)).rstrip()}</code></pre>'
 
-def slug(s: str) -> str: return re.sub(r"[^\w.]+", "-", re.sub(r"<[^>]*>", "", s).lower()).strip("-") or "part"
+def slug(s: str) -> str: return re.sub(r"\W+", "-", re.sub(r"<[^>]*>", "", s).lower()).strip("-") or "part"
 
 class Writer:
     "Markdown → HTML with our links, anchors and formulas"
@@ -284,7 +284,7 @@ def outputs(page: Page, cell, alt: str) -> tuple[list[str], list[str]]:
         if "image/png" in data:
             png = base64.b64decode(text(data["image/png"])); name = f"{address(page.book, '')}_files/figure-{len(page.files) + 1}.png"; page.files[name] = png
             wide, high = struct.unpack(">II", png[16:24]); local = name.rpartition("/")[0].rpartition("/")[2] + "/" + name.rpartition("/")[2]
-            out.append(f'<figure><img src="{local}" alt="{esc(alt)}" width="{wide}" height="{high}" loading="lazy"></figure>'); copy.append(f"![{alt}]({local})\n")
+            out.append(f'<figure><a href="{local}"><img src="{local}" alt="{esc(alt)}" width="{wide}" height="{high}" loading="lazy"></a></figure>'); copy.append(f"![{alt}]({local})\n")
         elif "text/html" in data:
             table = tabular(text(data["text/html"]))
             out.append(f'<div class="scroll out" tabindex="0">{table}</div>'); copy.append(f"```\n{words}\n```\n")

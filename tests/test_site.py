@@ -126,6 +126,12 @@ def test_every_page_opens(tab, address, width, scheme):
         assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(21, 24, 28)")
     assert not wide and not tab.wrong
 
+def test_the_watch_sees(tab, address):
+    "What these tests would catch: a request that leaves, an error on the console, a file that is not there"
+    tab.goto(address); tab.evaluate("fetch('http://192.0.2.1/x').catch(() => 0)"); assert "asked for http://192.0.2.1/x" in tab.wrong
+    tab.evaluate("console.error('broken')"); assert "broken" in tab.wrong
+    tab.evaluate("fetch('none.png')"); assert f"404 {address}none.png" in tab.wrong
+
 @pytest.mark.parametrize("where", ["server", "file"])
 def test_search_finds_the_page(tab, address, site, where):
     "Full text; from any page; also where the site is opened as files"
