@@ -257,13 +257,13 @@ def plain(fragment: str) -> str:
 
 def card(w: Writer, page: Page, a: Api) -> str:
     "Signature, what it does, parameters"
-    tag = "h4" if a.kind == "method" else "h3"
-    rows = [(f"<code>{esc(n)}</code>", (f"<code>{esc(t)}</code>" if t else "") + (f" <code class=default>= {esc(d)}</code>" if d else ""), w.inline(page, m) if m else "") for n, t, d, m in a.params]
-    if any(a.returns): rows.append(("<i>returns</i>", f"<code>{esc(a.returns[0])}</code>", w.inline(page, a.returns[1]) if a.returns[1] else ""))
+    tag, code = "h4" if a.kind == "method" else "h3", lambda x, cls="": f"<code{cls}>{esc(x)}</code>" if x else ""
+    rows = [(code(n), code(t) + (" " + code(f"= {d}", " class=default") if d else ""), w.inline(page, m)) for n, t, d, m in a.params]
+    if any(a.returns): rows.append(("<i>returns</i>", code(a.returns[0]), w.inline(page, a.returns[1])))
     table = '<table class="params"><tbody>' + "".join(f"<tr><th scope=row>{n}</th><td>{t}</td><td>{m}</td></tr>" for n, t, m in rows) + "</tbody></table>" if rows else ""
-    word = "class " if a.kind == "class" else ""
-    return (f'<section class="api" id="{a.anchor}"><{tag}><span class="kind">{word}</span>{esc(a.name)}<a class="anchor" href="#{a.anchor}" aria-label="Link to {esc(a.name)}">#</a></{tag}>'
-            f'<p class="sig"><code>{esc(a.sig)}</code></p>' + (w.markdown(page, re.sub(r"((?:\n {2,}\S.*)+)", lambda m: "\n" + m[1].replace("\n ", "\n    ") + "\n", a.doc.replace("\b\n", "\n")), set()) if a.doc else "") + table + "</section>")
+    name = f'<span class="kind">{"class " if a.kind == "class" else ""}</span>{esc(a.name)}<a class="anchor" href="#{a.anchor}" aria-label="Link to {esc(a.name)}">#</a>'
+    doc = re.sub(r"((?:\n {2,}\S.*)+)", lambda m: "\n" + m[1].replace("\n ", "\n    ") + "\n", a.doc.replace("\b\n", "\n"))          # what is set in is code
+    return f'<section class="api" id="{a.anchor}"><{tag}>{name}</{tag}><p class="sig">{code(a.sig)}</p>{w.markdown(page, doc, set())}{table}</section>'
 
 def tabular(table: str) -> str:
     "A data frame's table without its own looks; columns of words to the left, of numbers to the right"
@@ -338,28 +338,40 @@ def colours() -> str:
         if a["color"] or b["color"]: out.append(f".code .{short}{{color:light-dark({'#' + (a['color'] or '1f2328')},{'#' + (b['color'] or 'd6dae0')}){';font-style:italic' if a['italic'] else ''}}}")
     return "\n".join(out)
 
+def framed(p: Page, pages: list[Page], w: Writer, site: dict, repo: str) -> str:
+    "The whole page, after `render`"
+    k, line = pages.index(p), lambda x: w.inline(p, x)
+    toc = "".join(f'<li class="l{level}"><a href="#{a}">{t}</a></li>' for level, a, t in p.toc if level > 1)
+    near = [f'<a class="prev" rel="prev" href="{p.up}{q.url}">← {line(q.title)}</a>' for q in pages[:k][-1:]] + \
+           [f'<a class="next" rel="next" href="{p.up}{q.url}">{line(q.title)} →</a>' for q in pages[k + 1:][:1]]
+    return Template((THEME / "page.html").read_text(encoding="utf-8")).substitute(
+        title=esc(plain(line(p.title)) + (f" · {site['title']}" if k else "")), about=esc(plain(line(p.promise)) or site["description"]), up=p.up, site=esc(site["title"]),
+        sidebar=sidebar(p, pages, w), toc=f'<nav class="toc" aria-label="On this page"><h2>On this page</h2><ul>{toc}</ul></nav>' if toc else "", body="\n".join(p.body),
+        near="".join(near), copy=address(p.book.rpartition("/")[2], ".md"), source=f"{repo}/blob/main/nbs/{p.book}", repo=repo)
+
+def llms(pages: list[Page], site: dict) -> str:
+    "What a language model should read: the Markdown copies, with what they promise"
+    parts = [f"## {s or 'Overview'}\n\n" + "".join(f"- [{p.title}]({address(p.book, '.md')}): {p.promise}\n" for p in ps) for s, ps in sections(pages)]
+    return "\n".join([f"# {site['title']}\n\n> {site['description']}\n", *parts])
+
 def build(root: Path, out: Path) -> list[Page]:
-    "Write the site into `out` (replaced)"
-    site, ini = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))["website"], (root / "settings.ini").read_text(encoding="utf-8")
-    user, repo = (re.search(rf"^{k} = (.+)$", ini, re.M)[1] for k in ("user", "repo"))
-    pages = load(root); w = Writer(pages); frame = Template((THEME / "page.html").read_text(encoding="utf-8")); index = []
-    tmp = out.with_name(out.name + ".new"); shutil.rmtree(tmp, ignore_errors=True); (tmp / "assets").mkdir(parents=True)
-    def put(file, content): (tmp / file).parent.mkdir(parents=True, exist_ok=True); (tmp / file).write_bytes(content if isinstance(content, bytes) else content.encode())
-    for k, p in enumerate(pages):
-        render(w, p)
-        toc = "".join(f'<li class="l{level}"><a href="#{a}">{t}</a></li>' for level, a, t in p.toc if level > 1)
-        near = "".join(f'<a class="{cls}" rel="{cls}" href="{p.up}{q.url}">{arrow[0]}{w.inline(p, q.title)}{arrow[1]}</a>' for cls, q, arrow in (("prev", pages[k - 1] if k else None, ("← ", "")), ("next", pages[k + 1] if k + 1 < len(pages) else None, ("", " →"))) if q)
-        put(p.url, frame.substitute(title=esc(plain(w.inline(p, p.title)) + ("" if p.book == "index.ipynb" else f" · {site['title']}")), about=esc(plain(w.inline(p, p.promise)) or site["description"]), up=p.up, site=esc(site["title"]),
-                                    sidebar=sidebar(p, pages, w), toc=f'<nav class="toc" aria-label="On this page"><h2>On this page</h2><ul>{toc}</ul></nav>' if toc else "", body="\n".join(p.body), near=near,
-                                    copy=address(p.book.rpartition("/")[2], ".md"), source=f"https://github.com/{user}/{repo}/blob/main/nbs/{p.book}", repo=f"https://github.com/{user}/{repo}"))
-        put(address(p.book, ".md"), "\n".join(p.copy))
+    "Write the site into `out`; `ValueError` if there is something else"
+    if out.exists() and any(out.iterdir()) and not (out / "llms.txt").exists(): raise ValueError(f"{out} holds something that is not a site: name a new folder, or one that this command wrote")
+    site = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))["website"]; ini = (root / "settings.ini").read_text(encoding="utf-8")
+    repo = "https://github.com/" + "/".join(re.search(rf"^{k} = (.+)$", ini, re.M)[1] for k in ("user", "repo"))
+    pages = load(root); w = Writer(pages); index = []
+    tmp = out.with_name(out.name + ".new"); shutil.rmtree(tmp, ignore_errors=True)
+    def put(file, content):
+        (tmp / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    for p in pages:
+        render(w, p); put(p.url, framed(p, pages, w, site, repo)); put(address(p.book, ".md"), "\n".join(p.copy))
         for f, b in p.files.items(): put(f, b)
         index += [[p.url, plain(w.inline(p, p.title)), *f] for f in p.found if f[2].strip() or f[3].strip() or f[1]]
     put("assets/index.js", "window.INDEX=" + json.dumps(index, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/"))
     for f in ("site.js", "math.woff2", "math.LICENSE"): put(f"assets/{f}", (THEME / f).read_bytes())
     put("assets/style.css", (THEME / "style.css").read_text(encoding="utf-8") + colours())
-    put("llms.txt", f"# {site['title']}\n\n> {site['description']}\n" + "".join(f"\n## {s or 'Overview'}\n\n" + "".join(f"- [{p.title}]({address(p.book, '.md')}): {p.promise}\n" for p in ps) for s, ps in sections(pages)))
-    put(".nojekyll", "")
+    put("llms.txt", llms(pages, site)); put(".nojekyll", "")
     shutil.rmtree(out, ignore_errors=True); tmp.rename(out)
     return pages
 

@@ -62,6 +62,11 @@ def test_api_is_described(site):
     assert [(a.name, a.sig, a.params, a.returns) for a in api] == [("A", "A(x=1, *, y=\"a\")", [("x", "int", "1", "one"), ("y", "", '"a"', "two")], ("", "")),
         ("A.f", "A.f()", [], ("", "three")), ("A.g", "A.g(*z)", [("*z", "", "", "four")], ("", ""))]
 
+def test_replaces_nothing_but_a_site(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years")
+    with pytest.raises(ValueError, match="holds something that is not a site"): build_site.build(ROOT, tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
 def test_formula_it_does_not_know():
     with pytest.raises(ValueError, match=r"not understood in the formula.*\\nosuch"): build_site.mathml(r"a \nosuch b")
 
