@@ -274,6 +274,7 @@ def finetune(model:nn.Module,          # a cut model; trained in place
         while run.k < epochs * n:
             epoch = run.k // n
             if hasattr(getattr(data, "sampler", None), "set_epoch"): data.sampler.set_epoch(epoch)
+            if now is not None and run.k % n == 0: _random(data, now); now = None       # between two epochs there is nothing to pass by
             run.start = _random(data, None if now is None else run.start); kept, at = {name: x.detach().clone() for name, x in _tensors(model).items() if not shard}, f"after epoch {epoch}" if run.k % n == 0 else f"after step {run.k}"
             learner.train(); seen = run.k % n
             for i, (x, y) in enumerate(stream(data, n, device)):
