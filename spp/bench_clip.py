@@ -64,7 +64,7 @@ class Pieces:
     def __call__(self, texts:list[str])->Tensor: # shape [texts, context]
         return self.table[self.tokenizer(texts, padding="max_length", truncation=True, max_length=self.context, return_tensors="pt").input_ids]
 
-def ridge(x:Tensor, y:Tensor, lam:float=.03)->tuple[Tensor, Tensor]: # weight [out, in] and bias [out] of x → y
+def ridge(x:Tensor, y:Tensor, lam:float=.1)->tuple[Tensor, Tensor]: # weight [out, in] and bias [out] of x → y
     "Least squares with λ times the mean square of the features (eq. 1)"
     a, b = x - x.mean(0), y - y.mean(0); w = torch.linalg.solve(a.T @ a + lam * a.square().sum(1).mean() * torch.eye(a.shape[1]), a.T @ b)
     return w.T.contiguous(), y.mean(0) - x.mean(0) @ w
@@ -80,9 +80,10 @@ def pretrained_clip(things:Named, style:str, context:int=12, batch:int=64)->tupl
     bert.embeddings.word_embeddings = nn.Embedding.from_pretrained(bert.embeddings.word_embeddings.weight[tokens.kept].clone(), freeze=False, padding_idx=0); bert.config.vocab_size, bert.config.pad_token_id = len(tokens), 0
     model = open_clip.CustomTextCLIP(d, dict(layers=1, width=32, head_width=32, patch_size=size, image_size=size), dict(layers=1, width=32, heads=1, context_length=context, vocab_size=4), init_logit_scale=math.log(30), output_dict=True)
     v = model.visual = TimmModel("vit_tiny_patch16_224", d, image_size=size, pool="token", proj_bias=True); v.trunk = dinov2(size); v.trunk.global_pool = "token"; v.head.proj = nn.Linear(v.trunk.num_features, d)
-    t = model.text = HFTextEncoder("", d, bert.config, "mean_pooler"); t.transformer, t.context_length = bert, context; model.context_length, model.vocab_size = context, len(tokens); model.eval()
+    t = model.text = HFTextEncoder("", d, bert.config, "mean_pooler"); t.transformer = bert; model.context_length, model.vocab_size = t.context_length, t.vocab_size; model.eval()
     seen = gallery(things, style, tokens, batch); x = torch.cat([v.trunk(b["image"]) for b in seen]); y = torch.cat([F.normalize(t(b["text"]), dim=1) for b in seen]).view(len(things), 2, -1).mean(1)
-    weight, bias = ridge(x, y); v.head.proj.weight.copy_(weight); v.head.proj.bias.copy_(bias)
+    weight, bias = ridge(x, y); up = .05 * weight.numel() ** .5 / weight.norm(); v.head.proj.weight.copy_(up * weight); v.head.proj.bias.copy_(bias)
+    for p in v.trunk.norm.parameters(): p /= up                                       # the same function, with weights large enough for the steps of AdamW, which are of one size
     return model, tokens
 
 # %% ../nbs/20a_bench_clip.ipynb #77a6da87
@@ -139,7 +140,7 @@ def drawn(size:int=48)->Named:
 
 # %% ../nbs/20a_bench_clip.ipynb #f0dcd4b1
 def trained(model:nn.Module, things:Named, style:str, words, # a CLIP, and its tokenizer
-            epochs:int=3, lr:float=1e-4, batch:int=32, seed:int=0,
+            epochs:int=25, lr:float=2e-3, batch:int=32, seed:int=0,
             checkpoint=None, progress:bool=True,
            )->nn.Module:    # the same
     "A CLIP that knows the pictures of `style`"
@@ -178,10 +179,10 @@ def clip_bench(out="results",                   # folder of clip.json
                styles:tuple[str, str]=("fluent", "noto"), # learnt, tested
                params:tuple[float, ...]=(.75, .5, .35),   # of the dense model
                seeds:tuple[int, ...]=(0, 1, 2),
-               epochs:int=3,                    # of the dense model
+               epochs:int=0,                    # of the dense model, after the towers were introduced
                steps:int=80,                    # of the search
                healing:int=1,                   # epochs of each fine-tuning
-               lr:float=1e-4,                   # of both trainings
+               lr:float=3e-5,                   # of the trainings
                orders:tuple[str, ...]=ORDERS,
                folder="runs/clip",              # what has been done
                progress:bool=True,
@@ -201,7 +202,7 @@ def clip_bench(out="results",                   # folder of clip.json
         with replacing(rows_file) as f: f.write_text(json.dumps(told) + "\n")
     done = {(r["order"], r["seed"], r["asked"]) for r in told["rows"]}
     if (place := folder / "dense").exists(): model = load(place)
-    else: save(trained(model, things, styles[0], words, epochs, lr, checkpoint=folder / "dense.run", progress=progress), place)
+    else: save(trained(model, things, styles[0], words, epochs, lr, checkpoint=folder / "dense.run", progress=progress) if epochs else model, place)
     if told["dense"] is None: e = evaluate(model, test, "retrieval"); told["dense"] = dict(params=params_of(model), learnt=_scores(model, gallery(things, styles[0], words)), **e); keep()
     for seed in seeds:
         pairs, known = lambda: Pairs(things, styles[0], words, seed=100 + seed), {}
