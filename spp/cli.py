@@ -70,8 +70,11 @@ def show(what:Annotated[Path, typer.Argument(help="a path file, or a folder writ
 @app.command()
 def recipes():
     "The paper's settings, one line for each model."
+    from dataclasses import asdict
+    import pandas as pd
+    from spp.llm import LLM_RECIPES
     from spp.recipes import recipes as table
-    typer.echo(table().to_string())
+    typer.echo(table().to_string() + "\n\nLanguage models, without training, by `spp llm`:\n\n" + pd.DataFrame([{"recipe": k, **asdict(r)} for k, r in LLM_RECIPES.items()]).set_index("recipe").to_string())
 
 # %% ../nbs/21_cli.ipynb #2ae2aa49
 @app.command()
