@@ -297,7 +297,7 @@ def families(out:str|os.PathLike="results",   # folder
         t, (make, epochs), rows = time.time(), FAMILIES[name], []; task = make(); hi, lo, dense = max(params), min(params), task.score(task.model)
         for k, seed in enumerate(tqdm(seeds, desc=name, leave=False, **{} if progress else {"disable": True})):
             new, family = ways(task, seed, params, epochs); rows += new
-            disk = [room(family, p) for p in (params, *([hi - (hi - lo) * i / (n - 1) for i in range(n)] for n in (8, 10, 16)))]
+            disk = [room(family, p) for p in (params, *([hi - (hi - lo) * i / (n - 1) for i in range(n)] for n in (8, 11, 16)))]
             found["tasks"][name] = dict(dense=dense, parameters=params_of(task.model), rows=rows, disk=disk, **provenance(list(seeds[:k + 1]), time.time() - t, dict(epochs=epochs, batches=len(task.data(0, 0)), params=list(params))))
             _write(file, found)
     return _write(file, found | dict(deit_small_at_ms=at_ms(timm.create_model("deit_small_patch16_224"))))
