@@ -214,7 +214,7 @@ class Writer:
 
     def symbol(self, page: Page, code: str) -> str|None:
         "Where a name in backticks is described, if that is one place"
-        if code in ("qk", "vo", "mlp", "glu"): return None                                              # kinds of pairs, not functions
+        if code in ("qk", "vo", "mlp", "glu") or re.search(r"\.(json|py|ipynb|csv|html|md)$", code): return None     # kinds of pairs and files are no functions
         name = re.sub(r"\(.*\)$", "", code).removeprefix("spp."); module, _, last = name.rpartition(".")
         found = self.names.get(name) or [(p, a) for l in self.names.values() for p, a in l if module and p.module == f"spp.{module}" and a.name.rpartition(".")[2] == last]
         if not found and module: return self.symbol(page, module)                                       # a field is described with its class
