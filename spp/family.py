@@ -10,6 +10,7 @@ import copy, json, math, os
 from pathlib import Path
 from typing import Any, Iterable
 import pandas as pd, torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from .cut import cut as cut_model, load as load_model, save as save_model
@@ -127,6 +128,7 @@ def _shallow(module:nn.Module)->nn.Module:
 
 def _later(x:Tensor)->Tensor: "A tensor that is `x` until one of the two is written to, and then a copy"; return x.detach()._lazy_clone()
 
+# %% ../nbs/13_family.ipynb #44b59a0d
 class Family:
     "One set of weights, a model at every size"
     def __init__(self, model:nn.Module,   # dense in shape, trained for all sizes
@@ -137,33 +139,6 @@ class Family:
         self.path = SolutionPath(path.pairs, path.v, path.fisher, path.trace, path.entered, path.history, info).attach(model); self._sorted = None
 
     def cut(self, **budget)->nn.Module: "A member as a model of its own, of the library's class; as `path.cut`"; return self.path.cut(**budget)
-
-    def _sort(self)->nn.Module:
-        "The network with its units in the order of the path, made once"
-        from timm.layers import Attention, Mlp
-        new, by_site = _shallow(self.model), sites(self.path.pairs); order = [x.sort(dim=1, descending=True, stable=True).indices for x in split_units(self.path.score.double(), self.path.pairs)]
-        for site, at in by_site.items():
-            old = self.model.get_submodule(site)
-            if type(old) is Attention: new.set_submodule(site, _sorted_attention(old, *(order[i] for i in at)))
-            elif type(old) is Mlp:
-                m, i = new.get_submodule(site), order[at[0]][0].to(old.fc1.weight.device)
-                m.fc1, m.fc2 = copy.deepcopy(old.fc1), copy.deepcopy(old.fc2)
-                with torch.no_grad(): m.fc1.weight.copy_(old.fc1.weight[i]); m.fc2.weight.copy_(old.fc2.weight[:, i]); m.fc1.bias is None or m.fc1.bias.copy_(old.fc1.bias[i])
-            else: raise TypeError(f"members that share memory are known of timm's Attention and Mlp; {site} is {type(old).__name__}. Write family.cut(...), which copies.")
-        return new
-
-    def at(self, align:int=8, **budget)->nn.Module:
-        "A member that shares the family's memory until one of the two is written to"
-        if self._sorted is None: self._sorted = self._sort()
-        mask = self.path.mask(align, **budget); parts, new = split_units(mask, self.path.pairs), _shallow(self._sorted)
-        for site, at in sites(self.path.pairs).items():
-            n, m = int(parts[at[0]][0].sum()), new.get_submodule(site)
-            if isinstance(m, SharedAttention): new.set_submodule(site, m.first(n))
-            else: m.fc1, m.fc2 = _first(m.fc1, n, 0), _first(m.fc2, n, 1)
-        for m in new.modules():
-            m._parameters = {k: None if p is None else nn.Parameter(_later(p), p.requires_grad) for k, p in m._parameters.items()}
-            m._buffers = {k: None if b is None else _later(b) for k, b in m._buffers.items()}
-        return new
 
     def score(self, evaluate, params:Iterable[float])->"Family":
         "Fill the table: parameters and multiply-accumulates of members, and what `evaluate` says of them"
@@ -190,3 +165,33 @@ class Family:
         "What `save` wrote"
         if not (Path(folder) / "family.json").is_file(): raise FileNotFoundError(f"{folder} holds no family.json: expected a folder written by Family.save")
         return cls(load_model(Path(folder) / "model", device), SolutionPath.load(Path(folder) / "order.path"), json.loads((Path(folder) / "family.json").read_text(encoding="utf-8"))["table"])
+
+# %% ../nbs/13_family.ipynb #6c404e71
+@patch
+def _sort(self:Family)->nn.Module:
+    "The network with its units in the order of the path, made once"
+    from timm.layers import Attention, Mlp
+    new, by_site = _shallow(self.model), sites(self.path.pairs); order = [x.sort(dim=1, descending=True, stable=True).indices for x in split_units(self.path.score.double(), self.path.pairs)]
+    for site, at in by_site.items():
+        old = self.model.get_submodule(site)
+        if type(old) is Attention: new.set_submodule(site, _sorted_attention(old, *(order[i] for i in at)))
+        elif type(old) is Mlp:
+            m, i = new.get_submodule(site), order[at[0]][0].to(old.fc1.weight.device)
+            m.fc1, m.fc2 = copy.deepcopy(old.fc1), copy.deepcopy(old.fc2)
+            with torch.no_grad(): m.fc1.weight.copy_(old.fc1.weight[i]); m.fc2.weight.copy_(old.fc2.weight[:, i]); m.fc1.bias is None or m.fc1.bias.copy_(old.fc1.bias[i])
+        else: raise TypeError(f"members that share memory are known of timm's Attention and Mlp; {site} is {type(old).__name__}. Write family.cut(...), which copies.")
+    return new
+
+@patch
+def at(self:Family, align:int=8, **budget)->nn.Module:
+    "A member that shares the family's memory until one of the two is written to"
+    if self._sorted is None: self._sorted = self._sort()
+    mask = self.path.mask(align, **budget); parts, new = split_units(mask, self.path.pairs), _shallow(self._sorted)
+    for site, at in sites(self.path.pairs).items():
+        n, m = int(parts[at[0]][0].sum()), new.get_submodule(site)
+        if isinstance(m, SharedAttention): new.set_submodule(site, m.first(n))
+        else: m.fc1, m.fc2 = _first(m.fc1, n, 0), _first(m.fc2, n, 1)
+    for m in new.modules():
+        m._parameters = {k: None if p is None else nn.Parameter(_later(p), p.requires_grad) for k, p in m._parameters.items()}
+        m._buffers = {k: None if b is None else _later(b) for k, b in m._buffers.items()}
+    return new

@@ -410,6 +410,7 @@ class LLMPath:
         if inplace: self.model = None
         return model
 
+# %% ../nbs/16a_llm.ipynb #e48d1394
 def weight_path(model:nn.Module,     # a causal language model of transformers; it is not changed
                 ids:Tensor,          # calibration windows, shape [n, length]
                 metric:str="inclusion", # one of `METRICS`
