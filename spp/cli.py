@@ -129,6 +129,7 @@ def llm(model:Annotated[str, typer.Argument(help="a causal language model of tra
         length:Annotated[int, typer.Option(help="tokens in a window; 2048, or as many as the model takes")]=None,
         seed:Annotated[int, typer.Option(help="of the choice of windows")]=0,
         judge:Annotated[str, typer.Option(help="text for the perplexity before and after: c4, wikitext2, or a file")]=None,
+        tasks:Annotated[str, typer.Option(help="zero-shot tasks of lm_eval before and after, with commas between them; `paper`: its five")]=None,
         steps:Annotated[int, typer.Option(help="of the search of units, with --params")]=60,
         uniform:Annotated[bool, typer.Option("--uniform", help="with --params: equal widths in all layers, for from_pretrained")]=False,
         device:Annotated[str, typer.Option(help="where blocks are run, e.g. cuda; the model waits in main memory")]=None,
@@ -142,11 +143,12 @@ def llm(model:Annotated[str, typer.Argument(help="a causal language model of tra
       spp llm HuggingFaceTB/SmolLM2-135M --calibration notes.txt --sparsity 0.5 --repair --out runs/half
       spp llm MODEL --calibration c4 --pattern 2:4 --repair --device cuda --out runs/two_four
       spp llm MODEL --calibration wikitext2 --params 0.8 --repair --out runs/smaller
-      srun --gpus 1 --mem 64G spp llm llama2_7b --repair --device cuda --out runs/llama2_7b
+      srun --gpus 1 --mem 64G spp llm llama2_7b --repair --device cuda --tasks paper --out runs/llama2_7b
     """
-    from spp.llm import run_llm
-    r = _told(lambda: run_llm(model, out, calibration, sparsity, pattern, params, repair, metric, windows, length, seed, judge, steps, uniform, device, dtype))
+    from spp.llm import TASKS, run_llm
+    r = _told(lambda: run_llm(model, out, calibration, sparsity, pattern, params, repair, metric, windows, length, seed, judge, TASKS if tasks == "paper" else tuple(tasks.split(",")) if tasks else (), steps, uniform, device, dtype))
     if r["dense"]: typer.echo(f"perplexity {r['dense']['value']:.2f} → {r['pruned']['value']:.2f} ({r['pruned']['tokens']:,} tokens, length {r['pruned']['length']}, stride {r['pruned']['stride']}, tokenizer {r['pruned']['tokenizer']})")
+    for name, x in (r["zero_shot"]["dense"] or {}).items(): typer.echo(f"{name} {x:.3f} → {r['zero_shot']['pruned'][name]:.3f}")
     typer.echo((f"{r['zeros']:.1%} of the weights of the blocks are zero; " if "zeros" in r else f"{r['got']['params']:.1%} of the parameters stay; ") + f"{r['speed']}\nwrote {out}")
 
 # %% ../nbs/21_cli.ipynb #51f183fb

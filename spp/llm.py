@@ -41,7 +41,7 @@ def texts(source:str|os.PathLike|list[str], # articles, a text file, or one of `
     else:
         try: from datasets import load_dataset
         except ImportError as e: raise ImportError(f"{source} is read by the package datasets: `pip install datasets` (or spp[llm]), or name a text file") from e
-        docs = load_dataset(**SETS[str(source)], split=split)["text"]; docs = ["\n\n".join(docs)] if source == "wikitext2" else docs
+        docs = list(load_dataset(**SETS[str(source)], split=split)["text"]); docs = ["\n\n".join(docs)] if source == "wikitext2" else docs
     if odd := next((x for x in docs if not isinstance(x, str)), None): raise TypeError(f"a text must be a str, got {type(odd).__name__}")
     return docs
 
@@ -482,15 +482,17 @@ def semi_structured(model:nn.Module # with 2:4 masks, on a GPU that has sparse t
 TASKS = ("boolq", "hellaswag", "winogrande", "arc_easy", "arc_challenge")
 
 def zero_shot(model:nn.Module, tokenizer,
-              tasks:tuple[str, ...]=TASKS, # of lm_eval
+              tasks:tuple[str|dict, ...]=TASKS, # names of lm_eval's, or its configurations of one's own
               batch:int=8,                 # samples run together
               limit:int|None=None,         # samples of each task; None: all
              )->dict[str, float]:          # task → accuracy
-    "Accuracy on tasks that need no training; needs the package `lm_eval`"
-    try: import lm_eval; from lm_eval.models.huggingface import HFLM
+    "Accuracy on tasks that need no training; needs the package `lm_eval`. `ValueError` if it does not know one"
+    try: import lm_eval; from lm_eval.models.huggingface import HFLM; from lm_eval.tasks import TaskManager
     except ImportError as e: raise ImportError("zero-shot tasks are run by the package lm_eval: `pip install lm_eval` (or spp[llm])") from e
-    said = lm_eval.simple_evaluate(model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch), tasks=list(tasks), limit=limit)["results"]
-    return {t: said[t]["acc,none"] for t in tasks}
+    known = TaskManager()
+    if odd := [t for t in tasks if isinstance(t, str) and t not in known.all_tasks]: raise ValueError(f"lm_eval {lm_eval.__version__} knows no task {', '.join(odd)}: `lm_eval ls tasks` lists those it knows")
+    said = lm_eval.simple_evaluate(model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch), tasks=list(tasks), limit=limit, task_manager=known)["results"]
+    return {t: said[t]["acc,none"] for t in (t if isinstance(t, str) else t["task"] for t in tasks)}
 
 # %% ../nbs/16a_llm.ipynb #c05c4c13
 @dataclass(frozen=True)
@@ -516,6 +518,7 @@ def run_llm(model:str,                # of the hub, a folder, or one of `LLM_REC
             repair:bool=False, metric:str="inclusion", # see `LLMPath.prune`, `weight_path`
             n:int|None=None, length:int|None=None, seed:int=0, # windows, tokens in each, of their choice
             judge:str|os.PathLike|None=None, # text for the perplexity; None: none is measured
+            tasks:tuple[str|dict, ...]=(), # zero-shot tasks before and after, see `zero_shot`
             steps:int=60,             # of the search of units
             uniform:bool=False,       # with `params`: equal widths in all layers, for `from_pretrained`
             device:str|None=None,     # where blocks are run, or a search
@@ -539,16 +542,17 @@ def run_llm(model:str,                # of the hub, a folder, or one of `LLM_REC
     ids = windows(calibration, tokenizer, n, length, seed); asked = {k: v for k, v in dict(sparsity=sparsity, pattern=pattern, params=params).items() if v is not None}
     test = tokens(judge, tokenizer, "test") if judge is not None else None
     ppl = (lambda m: asdict(perplexity(m, test, length, tokenizer=tokenizer))) if test is not None else (lambda m: None)
-    record = dict(model=model, asked=asked, repair=repair, calibration=dict(text=str(calibration), windows=n, length=length, data=digest(ids), tokenizer=called(tokenizer)), dense=ppl(net))
+    shots = lambda m: zero_shot(m.to(device or m.device), tokenizer, tasks) if tasks else None
+    record = dict(model=model, asked=asked, repair=repair, calibration=dict(text=str(calibration), windows=n, length=length, data=digest(ids), tokenizer=called(tokenizer)), dense=ppl(net), zero_shot=dict(dense=shots(net)))
     if params is None:
-        path = weight_path(net, ids, metric, device=device); record["path"] = path.info; small = path.prune(sparsity, pattern, ids if repair else None, inplace=True, device=device)
+        path = weight_path(net.cpu(), ids, metric, device=device); record["path"] = path.info; small = path.prune(sparsity, pattern, ids if repair else None, inplace=True, device=device)
         total = sum(l.numel() for l in path.levels.values()); record["zeros"] = sum((weight(small.get_submodule(k)) == 0).sum().item() for k in path.levels) / total
         record["speed"] = "zeros in dense matrices are multiplied like other numbers: " + ("this model is faster only through sparse kernels, see spp.llm.semi_structured" if pattern else "this model is as fast as the dense one, and as large")
     else:
         k = steps + first_looks(steps); units = search(net.to(device or "cpu"), batches(ids[torch.arange(2 * k) % len(ids)]), steps=steps, seed=seed)
         small = repaired_cut(units, ids, uniform=uniform, params=params) if repair else units.cut(uniform=uniform, params=params)
         record |= dict(path=units.info, got=small.spp.got, speed="a dense model with fewer units: faster everywhere")
-    record["pruned"] = ppl(small); record |= provenance(seed, time.time() - t, dict(metric=metric, steps=steps))
+    record["pruned"] = ppl(small); record["zero_shot"]["pruned"] = shots(small); record |= provenance(seed, time.time() - t, dict(metric=metric, steps=steps))
     with replacing(out) as new:
         new.mkdir()
         if params is None: small.cpu().save_pretrained(new); path.save(new / "llm.path")

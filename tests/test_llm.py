@@ -1,5 +1,7 @@
 "Language models: masks, repair and whole runs on OPT, GPT-2 and Llama with grouped heads, small and random"
 import json
+import os
+import shutil
 import subprocess
 import sys
 import pytest
@@ -185,3 +187,26 @@ def test_command_errors(stored):
         r = spp("llm", *args, "--out", "bad", cwd=stored); assert r.returncode == 1 and text in r.stderr and "Traceback" not in r.stderr, r.stderr; assert not (stored / "bad").exists()
     (stored / "mine").mkdir(exist_ok=True); (stored / "mine/thesis.tex").touch()
     with pytest.raises(FileExistsError, match="thesis.tex"): run_llm(str(stored / "llama_gqa"), stored / "mine", stored / "a.txt", sparsity=.5)
+
+_TASK = """
+import json, sys; from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; import spp.llm as L
+L.SETS["here"] = dict(path="json", data_files=dict(train="docs.jsonl")); assert L.texts("here") == ["w1 w2", "w3"]
+task = dict(task="facts", dataset_path="json", dataset_kwargs=dict(data_files=dict(test="facts.jsonl")), test_split="test", output_type="multiple_choice", doc_to_text="{{q}}", doc_to_choice="{{choices}}", doc_to_target="{{answer}}", metric_list=[dict(metric="acc", aggregation="mean", higher_is_better=True)])
+print(json.dumps(L.run_llm("asked", "judged", "a.txt", sparsity=.5, n=4, length=32, tasks=(task,))["zero_shot"]))
+net, t = M.from_pretrained("asked").eval(), T.from_pretrained("asked"); import torch; right = []
+for x in map(json.loads, open("facts.jsonl")):
+    start, says = t(x["q"])["input_ids"], []
+    for c in x["choices"]:
+        own = t(" " + c)["input_ids"]; logp = net(input_ids=torch.tensor([start + own])).logits[0].log_softmax(-1); says.append(sum(logp[len(start) - 1 + i, j].item() for i, j in enumerate(own)))
+    right.append(says.index(max(says)) == x["answer"])
+print(sum(right) / len(right))
+"""
+
+def test_zero_shot_and_datasets(stored):
+    "A task of one's own through lm_eval, a data set of one's own through datasets; against the likelihoods themselves. Nothing is fetched"
+    pytest.importorskip("lm_eval"); pytest.importorskip("datasets"); shutil.copytree(stored / "llama_gqa", stored / "asked"); t = words(); t.eos_token = "?"; t.save_pretrained(stored / "asked")     # lm_eval needs an end
+    (stored / "facts.jsonl").write_text("".join(json.dumps(dict(q=f"w{i} w{i + 1}", choices=[f"w{3 * i % 50}", f"w{7 * i % 50} w1"], answer=i % 2)) + "\n" for i in range(12))); (stored / "docs.jsonl").write_text('{"text": "w1 w2"}\n{"text": "w3"}\n')
+    r = subprocess.run([sys.executable, "-c", _TASK], capture_output=True, text=True, cwd=stored, env=os.environ | dict(HF_HUB_OFFLINE="1", HF_DATASETS_CACHE=str(stored / "cache"))); assert r.returncode == 0, r.stderr
+    said, want = map(json.loads, r.stdout.splitlines()[-2:]); assert said["dense"] == {"facts": pytest.approx(want)} and 0 <= said["pruned"]["facts"] <= 1
+    r = spp("llm", "asked", "--calibration", "a.txt", "--sparsity", .5, "--length", 32, "--windows", 2, "--tasks", "no_such_task", "--out", "none", cwd=stored)
+    assert r.returncode == 1 and "no_such_task" in r.stderr and "Traceback" not in r.stderr and not (stored / "none").exists(), r.stderr
