@@ -1,7 +1,8 @@
 """Work on the notebooks without a notebook server.
 
     python .ci/notebooks.py run [NOTEBOOK…]     execute in place and store the outputs (all of nbs/ when none is named)
-    python .ci/notebooks.py run --slow NOTEBOOK the same with its cells marked `#| slow`, whose outputs stay as they are otherwise
+    python .ci/notebooks.py run --slow NOTEBOOK the same with its cells marked `#| slow`, whose outputs stay as they are otherwise;
+                                                a notebook with `#| slow full` keeps all its outputs from such a run: without --slow it is only tested
     python .ci/notebooks.py test NOTEBOOK       execute one, write nothing
     python .ci/notebooks.py readme              write README.md and its pictures from nbs/index.ipynb
     python .ci/notebooks.py check               exit 1 unless spp/, nbs/ and README.md are in step
@@ -44,7 +45,9 @@ def execute(path: Path, store: bool, slow: bool = False) -> None:
         failed = next((c for c in done if any(o["output_type"] == "error" for o in c["outputs"])), None)
         if failed: print(f"{path.name}: this cell failed\n{failed.source}\n", file=sys.stderr)
         raise
-    if not store: return
+    full = any("full" in (getattr(c, "directives_", None) or {}).get("slow", []) for c in run.cells)
+    if store and full and not slow: print(f"{path.name} passed; its outputs are those of a run with --slow and stay")
+    if not store or full and not slow: return
     for old, new in zip(source.cells, run.cells):
         if old.cell_type == "code" and not skipped(new):
             old.outputs, old.execution_count = new.get("outputs", []), None
