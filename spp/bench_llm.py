@@ -52,7 +52,8 @@ def masks(r:Record, model:nn.Module, calibration, test:Tensor, seeds, amp=None, 
             how, at = _asked(target), f"{target} seed {seed}"
             if any(f"{at} {m}" not in r for m in ("ours", "ours + repair")) and path is None: t = time.time(); path = weight_path(model, ids, amp=amp, progress=False, **settings); s = time.time() - t; f"path seed {seed}" in r or r.add(f"path seed {seed}", dict(seconds=round(s, 1)))
             once(f"{at} ours", lambda: path.prune(**how)); once(f"{at} ours + repair", lambda: path.prune(**how, repair=ids, amp=amp, progress=False))
-            for m in ("wanda", "ria"): once(f"{at} {m}", lambda: one_shot(model, ids, m, **how, amp=amp, progress=False))
+            for m, by in (("wanda", None), ("ria", None), ("ria by row", "row")):
+                if by is None or "sparsity" in how: once(f"{at} {m}", lambda: one_shot(model, ids, m.split()[0], by=by, **how, amp=amp, progress=False))   # a pattern has groups of its own
             if seed == seeds[0]: once(f"{at} magnitude", lambda: weight_path(model, ids[:1, :8], "magnitude", progress=False).prune(**how))
 
 # %% ../nbs/20b_bench_llm.ipynb #3bca4b92
