@@ -36,14 +36,14 @@ class Cut:
     params:tuple[int, int]          # parameters: this model, the dense one
     units:tuple[int, int]           # units: kept, of all
     widths:dict[str, dict[str, int]]# layer → heads and head_dim, or hidden
-    asked:dict[str, float] = field(default_factory=dict) # the budget, if there was one
+    asked:dict[str, float|dict[str, float]] = field(default_factory=dict) # the budget, if there was one
     got:dict[str, float] = field(default_factory=dict)   # what was achieved, as fractions of the dense model
     path:dict = field(default_factory=dict)              # the search: method, steps, seed …
     build:dict = field(default_factory=dict, repr=False) # how to make the dense structure, see the adapters' `describe`
 
     def __repr__(self):
         rows = [f"{self.model}: {self.params[0]:,} of {self.params[1]:,} parameters ({self.params[0] / self.params[1]:.3f}), {self.units[0]:,} of {self.units[1]:,} units"]
-        if self.asked: rows += ["  asked " + ", ".join(f"{k}={v:g}" for k, v in self.asked.items()) + "; got " + ", ".join(f"{k} {v:.3f}" for k, v in self.got.items())]
+        if self.asked: rows += ["  asked " + ", ".join(f"{k}={v if isinstance(v, dict) else format(v, 'g')}" for k, v in self.asked.items()) + "; got " + ", ".join(f"{k} {v:.3f}" for k, v in self.got.items())]
         return "\n".join(rows + _by_block(self.widths))
 
 def name_of(model:nn.Module)->str:

@@ -7,6 +7,7 @@ __all__ = ['entry_score', 'SolutionPath']
 
 # %% ../nbs/09_path.ipynb #71a8e158
 import math, os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 from fastcore.basics import patch
@@ -131,15 +132,35 @@ def measure(self:SolutionPath,
     self.costs, self.batch, self._steps = measure_latency(self.model, self.pairs, self.costs, x, **kw), x, {}
     return self
 
+def _by_part(path:SolutionPath, align:int, uniform:bool, budget:dict[str, dict[str, float]])->Tensor: # bool, shape [n]
+    "The units that stay if each part meets its own budget"
+    if odd := [k for k, b in budget.items() if k not in ("params", "units") or not isinstance(b, Mapping)]: raise ValueError(f"budgets of parts are dicts for params= and units=, e.g. params={{'visual': .5, 'text': .8}}; {odd[0]}={budget[odd[0]]!r} is not")
+    names, keep, all_ = [*dict.fromkeys(n for b in budget.values() for n in b)], torch.ones(path.n, dtype=torch.bool), torch.arange(path.n).split([p.n for p in path.pairs])
+    within = lambda x, name: f"{x}.".startswith(f"{name}.")
+    if twice := [(a, b) for a in names for b in names if a != b and within(a, b)]: raise ValueError(f"{twice[0][0]} lies in {twice[0][1]}: budgets of parts need parts that do not overlap")
+    for name in names:
+        at = [i for i, p in enumerate(path.pairs) if within(p.block, name)]
+        if not at: raise ValueError(f"no units in {name!r}: they are in {', '.join(dict.fromkeys(p.block.split('.')[0] for p in path.pairs))}")
+        pairs, units = [path.pairs[i] for i in at], torch.cat([all_[i] for i in at]); dense = {"units": len(units), "params": path.costs.dense["params"]}
+        costs = Costs(dense, *({k: [of[k][i] for i in at] for k in dense} for of in (path.costs.unit, path.costs.group))); asked = {}
+        for k, b in budget.items():
+            if (f := b.get(name)) is None: continue
+            if not 0 < f <= 1: raise ValueError(f"{k} of {name!r} must be the fraction to keep, in (0, 1], got {f!r}")
+            asked[k] = f if k == "units" else dense[k] - round((1 - f) * params_of(path.model.get_submodule(name)))          # the rest is whole meanwhile
+        try: keep[units] = solve(path.score[units], pairs, costs, align, uniform, **asked)
+        except ValueError as e: raise ValueError(f"in {name!r}, with the rest of the model whole: {e}") from None
+    return keep
+
 @patch
 def mask(self:SolutionPath,
          align:int=8,    # widths are multiples of it; less in narrow heads
          uniform:bool=False, # equal widths in all layers, where the library's own class can have them: it loads what `save_pretrained` writes
-         **budget:float, # `params=`, `flops=`, `units=`, `latency=`: fractions kept, or absolute numbers (milliseconds); all are met
+         **budget:float|dict[str, float], # `params=`, `flops=`, `units=`, `latency=`: fractions kept, or absolute numbers (milliseconds); all are met. Of `params` and `units` also a dict: fractions of named modules, the rest of the model stays whole
         )->Tensor:       # bool, shape [n]
     "The units of the largest model within the budget; `ValueError` for a budget that cannot be met"
     if "latency" in budget and "latency" not in _attached(self).costs.dense: self.measure()
     how = (self.score, self.pairs, _attached(self).costs, align, uniform)
+    if any(isinstance(b, Mapping) for b in budget.values()): return _by_part(self, align, uniform, budget)
     if budget and (align, uniform) not in self._steps: self._steps[align, uniform] = Steps(*how)
     return solve(*how, self._steps.get((align, uniform)), **budget)
 
@@ -147,7 +168,7 @@ def mask(self:SolutionPath,
 def cut(self:SolutionPath,
         align:int=8,    # as in `mask`
         uniform:bool=False, # as in `mask`
-        **budget:float, # as in `mask`
+        **budget:float|dict[str, float], # as in `mask`
        )->nn.Module:    # dense, of the original class; its report is in `.spp`
     "A smaller model within the budget, in milliseconds"
     mask = self.mask(align, uniform, **budget); small = cut_model(self.model, self.pairs, mask)
