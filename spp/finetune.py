@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from tqdm.auto import tqdm
 from .cut import name_of
 from .files import load_tensors, replacing, save_tensors
-from .objective import Answer, answer, call, distill, labelled, over_ranks, ranks, size, stream
+from .objective import Answer, answer, call, distill, labelled, from_ranks, over_ranks, ranks, size, stream
 from .pairs import find_pairs, fingerprint
 
 # %% ../nbs/12_finetune.ipynb #fc6ff747
@@ -121,13 +121,7 @@ class Wide(nn.Module):
         for i in range(0, n, k):
             part = {name: v[i:i + k] for name, v in x.items()}
             told.append(recomputed(self._told, part, use_reentrant=False) if k < n and torch.is_grad_enabled() else self._told(part))
-        return *(self._gathered(torch.cat(f)) for f in zip(*((t[0], t[1]) for t in told))), *told[0][2:]
-    @staticmethod
-    def _gathered(f:Tensor)->Tensor: # shape [all pairs, d]
-        from torch.distributed.nn.functional import all_gather
-        return torch.cat(all_gather(f)) if ranks()[1] > 1 and f.requires_grad else torch.cat(_gather(f)) if ranks()[1] > 1 else f
-
-def _gather(f:Tensor)->list[Tensor]: out = [torch.empty_like(f) for _ in range(ranks()[1])]; dist.all_gather(out, f.contiguous()); return out
+        return *(from_ranks(torch.cat(f)) for f in zip(*((t[0], t[1]) for t in told))), *told[0][2:]
 
 # %% ../nbs/12_finetune.ipynb #70719e88
 def cosine(k:int, steps:int, warmup:int)->float:

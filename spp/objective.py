@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['to_device', 'parts', 'stream', 'Answer', 'size', 'call', 'similarity', 'answer', 'mean_token', 'distill',
-           'next_token', 'contrastive', 'labelled', 'ranks', 'over_ranks', 'Problem', 'SearchStopped', 'fisher']
+           'next_token', 'contrastive', 'labelled', 'ranks', 'over_ranks', 'from_ranks', 'Problem', 'SearchStopped',
+           'fisher']
 
 # %% ../nbs/10_objective.ipynb #fe09625b
 from collections.abc import Mapping
@@ -49,12 +50,14 @@ class Answer(NamedTuple):
     logits:bool        # scores of classes, or features?
     seen:Tensor|None   # 1 for tokens that count and 0 for padding, shape [batch, tokens]; None if everything counts
     joint:bool=False   # does every row depend on all samples of the batch?
+    wide:bool=False    # are the batches of all processes in it?
 
 def size(x:Any)->int: "Samples in a batch of inputs"; return len(next(iter(x.values()))) if isinstance(x, Mapping) else len(x)
 
 def call(model:nn.Module, x:Any)->Any: "What `model` returns for inputs `x`, a tensor or a dict"; return model(**x) if isinstance(x, Mapping) else model(x)
 
-def similarity(y:Any)->Tensor|None: # scores, shape [2 · batch, batch]: of each image with all texts, then of each text with all images
+def similarity(y:Any, wide:bool=False # with the pairs of all processes, in the order of their ranks?
+              )->Tensor|None: # scores, shape [2 · batch, batch]: of each image with all texts, then of each text with all images
     "What a CLIP's output says; None if `y` is not the dict or tuple that open_clip's models return"
     if isinstance(y, Mapping) and {"image_features", "text_features", "logit_scale"} <= y.keys(): y = tuple(y[k] for k in ("image_features", "text_features", "logit_scale", "logit_bias") if k in y)
     if not (isinstance(y, tuple) and len(y) in (3, 4) and isinstance(y[2], Tensor) and y[2].numel() == 1 and all(f is None or isinstance(f, Tensor) and f.dim() == 2 for f in y[:2])): return None
@@ -64,6 +67,7 @@ def similarity(y:Any)->Tensor|None: # scores, shape [2 · batch, batch]: of each
         raise TypeError(f"the batch has no `{what}`, but a CLIP says which text belongs to which image: let the data yield dicts {{'image': ..., 'text': ...}}. "
                         f"For one tower alone pass its pairs= and read=, e.g. read=lambda y, x: y[{at}].")
     if len(image) != len(text): raise ValueError(f"the batch has {len(image)} images and {len(text)} texts: a contrastive answer needs pairs, each image with its own text")
+    if wide: image, text = from_ranks(image), from_ranks(text)
     if len(image) < 2: raise ValueError("the batch is one pair of an image and a text, which can only belong together: a contrastive answer needs at least two pairs, better many. Raise batch_size, and drop a last batch of one (drop_last=True).")
     wide = torch.promote_types(image.dtype, torch.float32)
     with torch.autocast(image.device.type, enabled=False): scores = scale.to(wide) * image.to(wide) @ text.to(wide).T + bias
@@ -72,14 +76,15 @@ def similarity(y:Any)->Tensor|None: # scores, shape [2 · batch, batch]: of each
 def answer(model:nn.Module,
            x:Any,                # inputs
            read:Callable[[Any, Any], Tensor]|None=None, # (what the model returned, inputs) → features, shape [batch, …]
+           wide:bool=False,      # see `similarity`
           )->Answer:
     "Run `model` on `x`; `TypeError` if nothing in what it returns is known"
     y = call(model, x)
     if read is not None: return Answer(read(y, x), False, None)
-    if (scores := similarity(y)) is not None: return Answer(scores, True, None, True)
+    if (scores := similarity(y, wide)) is not None: return Answer(scores, True, None, True, wide)
     if isinstance(y, Tensor): return Answer(y, y.dim() == 2 and getattr(model, "num_classes", 0) == y.shape[1], None)
     if isinstance(out := getattr(y, "logits_per_image", None), Tensor):             # which text fits a picture, and which picture a text
-        return Answer(torch.cat([out, y.logits_per_text]) if len(out) == out.shape[1] else out, True, None)
+        return Answer(torch.cat([out, y.logits_per_text]), True, None, True) if len(out) == out.shape[1] else Answer(out, True, None)
     for name in ("logits", "last_hidden_state"):
         if isinstance(out := getattr(y, name, None), Tensor):
             seen = x.get("attention_mask") if isinstance(x, Mapping) else None
@@ -137,6 +142,15 @@ def over_ranks(x:Tensor)->Tensor:
     if (world := ranks()[1]) > 1: dist.all_reduce(x); x /= world
     return x
 
+# %% ../nbs/10_objective.ipynb #4b0e6d15
+def from_ranks(x:Tensor)->Tensor: # shape [rows of all processes, …]
+    "The rows of all processes, in the order of their ranks; gradients go back to where the rows came from, summed over the processes"
+    from torch.distributed.nn.functional import all_gather
+    if (world := ranks()[1]) == 1: return x
+    if x.requires_grad: return torch.cat(all_gather(x))
+    rows = [torch.empty_like(x) for _ in range(world)]; dist.all_gather(rows, x.contiguous())
+    return torch.cat(rows)
+
 # %% ../nbs/10_objective.ipynb #fd27e9a9
 class Problem:
     "L(M) and ∇L(M) of a gated model on one batch after another"
@@ -148,8 +162,8 @@ class Problem:
 
     def answer(self, x:Any)->Answer:
         "At the gates as they are"
-        if self.amp is None: return answer(self.model, x, self.read)
-        with torch.autocast(next(self.model.parameters()).device.type, self.amp): return answer(self.model, x, self.read)
+        if self.amp is None: return answer(self.model, x, self.read, ranks()[1] > 1)
+        with torch.autocast(next(self.model.parameters()).device.type, self.amp): return answer(self.model, x, self.read, ranks()[1] > 1)
 
     def batch(self, x:Any, y:Any=None)->"Problem":
         "Take a batch; without a loss function, see what the dense model says about it"
@@ -178,7 +192,7 @@ _DRAWS = 4   # from a batch that gives one square only
 
 def _draw(a:Answer, generator:torch.Generator)->Tensor: # shape [batch], or that of the rows of a joint answer
     "For each sample a random number whose squared gradient is, on average, the curvature of (1)"
-    n, (rank, world) = len(a.out), ranks()
+    n, (rank, world) = len(a.out), (0, 1) if a.wide else ranks()
     mine = lambda draw: draw(world * n)[rank * n:][:n].to(a.out.device)
     if not a.logits:
         sign = mine(lambda m: torch.randint(0, 2, (m, _flat(a).shape[1]), generator=generator)) * 2. - 1
@@ -199,5 +213,7 @@ def fisher(problem:Problem,
         if not a.out.isfinite().all(): raise SearchStopped("the dense model's output is not finite before the first step: check its weights, the data and the precision")
         for left in reversed(range(_DRAWS if a.joint else 1)):
             g = gates.grad(_draw(a, generator).sum(), again=left > 0).view(-1, gates.n)
-            total, seen = total + (g.sum(0).square() if a.joint else g.square().sum(0)), seen + len(a.out)
+            if a.joint: g = g.sum(0, keepdim=True)
+            if a.wide: g = over_ranks(g)                                                         # of the pairs of this process until now
+            total, seen = total + g.square().sum(0), seen + len(a.out)
     return over_ranks(total / seen)

@@ -156,6 +156,30 @@ def test_distributed_is_the_doubled_batch(tmp_path, method):
     assert (a.fisher - b.fisher).abs().max() <= 1e-6 * a.fisher.max() and (a.v - b.v).abs().max() <= 1e-4 * a.v.abs().max()
     assert b.info["processes"] == 2
 
+TOWERS = """
+import sys, open_clip, torch, torch.distributed as dist
+from spp import search
+from spp.objective import contrastive
+out, loss = sys.argv[1:]
+if dist.is_torchelastic_launched(): dist.init_process_group("gloo")
+rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+torch.manual_seed(0); clip = open_clip.CLIP(16, dict(layers=2, width=32, head_width=16, patch_size=8, image_size=32), dict(layers=2, width=32, heads=2, context_length=8, vocab_size=50), output_dict=True).double().eval()
+batches = [dict(image=torch.randn(8, 3, 32, 32).double(), text=torch.randint(1, 50, (8, 8))) for _ in range(4)]
+path = search(clip, [{k: v.chunk(world)[rank] for k, v in b.items()} for b in batches], contrastive if loss == "contrastive" else None, steps=20)
+if rank == 0: path.save(out)
+if dist.is_initialized(): dist.destroy_process_group()
+"""
+
+@pytest.mark.parametrize("loss", ["similarities", "contrastive"])
+def test_distributed_towers_see_all_pairs(tmp_path, loss):
+    "Two processes on halves of each contrastive batch: every image is compared with the texts of both, as in one process on the whole"
+    script = tmp_path / "run.py"; script.write_text(TOWERS)
+    one, two = tmp_path / "one.path", tmp_path / "two.path"
+    assert (r := python(script, one, loss)).returncode == 0, r.stderr
+    assert (r := python(script, two, loss, launch=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"))).returncode == 0, r.stderr
+    a, b = SolutionPath.load(one), SolutionPath.load(two)
+    assert (a.fisher - b.fisher).abs().max() <= 1e-6 * a.fisher.max() and (a.v - b.v).abs().max() <= 1e-4 * a.v.abs().max()
+
 # ---- bad input, each with its text
 
 def test_not_a_transformer():
