@@ -27,7 +27,7 @@ def fetch(name:str,       # of the file
     file = Path(os.environ.get("SPP_CACHE", Path.home() / ".cache" / "spp")) / name
     if file.exists(): return checked(file)
     with tempfile.TemporaryDirectory() as tmp:
-        try: said = subprocess.run(command, cwd=tmp, capture_output=True, text=True).stderr.strip()[-300:] or "no message"
+        try: said = subprocess.run(command, cwd=tmp, capture_output=True, text=True, env=os.environ | {"PIP_RESUME_RETRIES": "5"}).stderr.strip()[-300:] or "no message"
         except FileNotFoundError: said = "there is no such command here"
         if not (got := Path(tmp) / name).exists(): raise ConnectionError(f"`{' '.join(command)}` left no {name}: {said}. Is the registry reachable?")
         with replacing(file) as f: f.write_bytes(checked(got).read_bytes())
