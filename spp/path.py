@@ -132,6 +132,7 @@ def measure(self:SolutionPath,
     self.costs, self.batch, self._steps = measure_latency(self.model, self.pairs, self.costs, x, **kw), x, {}
     return self
 
+# %% ../nbs/09_path.ipynb #8ad3f6b7
 def _by_part(path:SolutionPath, align:int, uniform:bool, budget:dict[str, dict[str, float]])->Tensor: # bool, shape [n]
     "The units that stay if each part meets its own budget"
     if odd := [k for k, b in budget.items() if k not in ("params", "units") or not isinstance(b, Mapping)]: raise ValueError(f"budgets of parts are dicts for params= and units=, e.g. params={{'visual': .5, 'text': .8}}; {odd[0]}={budget[odd[0]]!r} is not")
@@ -151,6 +152,7 @@ def _by_part(path:SolutionPath, align:int, uniform:bool, budget:dict[str, dict[s
         except ValueError as e: raise ValueError(f"in {name!r}, with the rest of the model whole: {e}") from None
     return keep
 
+# %% ../nbs/09_path.ipynb #c7b05d1e
 @patch
 def mask(self:SolutionPath,
          align:int=8,    # widths are multiples of it; less in narrow heads
