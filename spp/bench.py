@@ -263,16 +263,20 @@ def ways(task:Task,
     if half := epochs // 2:                                          # of the passes some for the walk, the others for the members
         for b, m in walked(n * (epochs - half)).items(): say("walk, then each", b, train(m, half))
     torch.manual_seed(seed); family = joint(path, data(), (max(params), min(params)), epochs=n * epochs, seed=seed, progress=False)
-    for b in params: say("joint", b, family.cut(params=b))
+    with tempfile.TemporaryDirectory() as tmp: near = Family.load(family.save(Path(tmp) / "family", dtype=torch.int8))
+    for way, f in (("joint", family), ("joint, from bytes", near)):
+        for b in params: say(way, b, f.cut(params=b))
     return rows, family
 
 # %% ../nbs/20_bench.ipynb #11c3c73f
-def room(family:Family, params:Iterable[float])->dict: # members, and bytes on disk
+def room(family:Family, params:Iterable[float])->dict: # members, and bytes on disk, with weights as they are and of one byte
     "What members saved one by one take, and what the family takes that has them all"
-    size = lambda f: sum(x.stat().st_size for x in Path(f).rglob("*") if x.is_file())
-    with tempfile.TemporaryDirectory() as tmp:
-        for b in params: save(family.cut(params=b), Path(tmp) / f"{b:.3f}")
-        alone = size(tmp); return dict(members=len(params), params=[round(b, 3) for b in params], separate=alone, family=size(family.save(Path(tmp) / "family")))
+    size, found = lambda f: sum(x.stat().st_size for x in Path(f).rglob("*") if x.is_file()), dict(members=len(params), params=[round(b, 3) for b in params])
+    for name, dtype in (("", None), ("_int8", torch.int8)):
+        with tempfile.TemporaryDirectory() as tmp:
+            for b in params: save(family.cut(params=b), Path(tmp) / f"{b:.3f}", dtype)
+            found["separate" + name] = size(tmp); found["family" + name] = size(family.save(Path(tmp) / "family", dtype))
+    return found
 
 def at_ms(model:nn.Module)->float:
     "Milliseconds of a processor in which a family of `model`'s has a member, the median of 16"

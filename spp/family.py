@@ -13,6 +13,7 @@ import pandas as pd, torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from .budget import cost_of
 from .cut import cut as cut_model, load as load_model, save as save_model
 from .files import claim, replacing
 from .finetune import finetune
@@ -80,7 +81,7 @@ def joint(path:SolutionPath, # attached to the dense model
             u, i = torch.rand(2, generator=torch.Generator().manual_seed(seed * 10 ** 6 + k)).tolist()       # by the batch's number: a training that is taken up again draws the same
             gates.set(masks[0 if u < ends / 2 else -1 if u < ends else int(i * sizes)].float())
         finetune(live, data, path.model if teacher is None else teacher, epochs=epochs, before=draw, **kw)
-    return Family(live.eval(), path)
+    return Family(live.eval(), path, trained=(hi, lo))
 
 # %% ../nbs/13_family.ipynb #2e45af34
 class SharedAttention(nn.Module):
@@ -133,12 +134,23 @@ class Family:
     "One set of weights, a model at every size"
     def __init__(self, model:nn.Module,   # dense in shape, trained for all sizes
                  path:SolutionPath,       # the order of its units
-                 table:list[dict]|None=None): # what is known of members: params, macs, score
+                 table:list[dict]|None=None, # what is known of members: params, macs, score
+                 trained:tuple[float, float]|None=None): # the largest and the smallest size that the weights were trained for, shares of the parameters; any, if not given
         info = {k: v for k, v in path.info.items() if k != "fingerprint"}       # the weights are others than those that were searched
-        self.model, self.table = model.eval(), table or []
+        self.model, self.table, self.trained = model.eval(), table or [], trained and tuple(trained)
         self.path = SolutionPath(path.pairs, path.v, path.fisher, path.trace, path.entered, path.history, info).attach(model); self._sorted = None
 
-    def cut(self, **budget)->nn.Module: "A member as a model of its own, of the library's class; as `path.cut`"; return self.path.cut(**budget)
+    def mask(self, align:int=8, **budget)->Tensor:
+        "The units of a member, as `path.mask`; `ValueError` for a size that was not trained"
+        share = lambda mask: cost_of(mask, self.path.pairs, self.path.costs)["params"] / self.path.costs.dense["params"]
+        mask = self.path.mask(align, **budget); hi, lo = self.trained or (1., 0.); asked = ", ".join(f"{k}={v}" for k, v in budget.items())
+        if share(mask) > hi or lo and share(mask) < share(self.path.mask(align, params=lo)):
+            raise ValueError(f"{asked} has {share(mask):.3f} of the parameters; this family was trained from {hi:g} down to {lo:g}. Write a budget between them, or family.path.cut({asked}) for a cut that still has to be trained.")
+        return mask
+
+    def cut(self, align:int=8, **budget)->nn.Module:
+        "A member as a model of its own, of the library's class; budgets as for `path.cut`, errors as for `mask`"
+        self.mask(align, **budget); return self.path.cut(align, **budget)
 
     def score(self, evaluate, params:Iterable[float])->"Family":
         "Fill the table: parameters and multiply-accumulates of members, and what `evaluate` says of them"
@@ -149,22 +161,25 @@ class Family:
     def to_pandas(self)->pd.DataFrame: "The table"; return pd.DataFrame(self.table)
 
     def __repr__(self):
-        dense = self.path.costs.dense["params"]; rest = self.path.costs.rest(self.path.pairs)["params"]
-        return f"Family of {self.path.info.get('model', 'a model')}: every size from {rest:,} to {dense:,} parameters" + ("\n" + self.to_pandas().to_string(index=False) if self.table else "")
+        dense = self.path.costs.dense["params"]; lo, hi = (round(b * dense) for b in self.trained[::-1]) if self.trained else (self.path.costs.rest(self.path.pairs)["params"], dense)
+        return f"Family of {self.path.info.get('model', 'a model')}: every size from {lo:,} to {hi:,} parameters" + ("\n" + self.to_pandas().to_string(index=False) if self.table else "")
 
-    def save(self, folder:str|os.PathLike)->Path:
-        "One file of weights, the path, and the table"
+    def save(self, folder:str|os.PathLike,  # new, or one that holds a family (it is replaced)
+             dtype:torch.dtype|None=None,   # of the weights in the file, as for `spp.save`: `torch.int8` takes a quarter of the room
+            )->Path:
+        "One file of weights, the path, and the table; errors as for `spp.save`"
         folder = claim(folder, ("family.json", "model", "order.path"), "a family of models")
         with replacing(folder) as new:
-            new.mkdir(); save_model(self.model, new / "model"); self.path.save(new / "order.path")
-            (new / "family.json").write_text(json.dumps(dict(model=self.path.info.get("model"), table=self.table), indent=1) + "\n", encoding="utf-8")
+            new.mkdir(); save_model(self.model, new / "model", dtype); self.path.save(new / "order.path")
+            (new / "family.json").write_text(json.dumps(dict(model=self.path.info.get("model"), trained=self.trained, table=self.table), indent=1) + "\n", encoding="utf-8")
         return folder
 
     @classmethod
     def load(cls, folder:str|os.PathLike, device="cpu")->"Family":
         "What `save` wrote"
         if not (Path(folder) / "family.json").is_file(): raise FileNotFoundError(f"{folder} holds no family.json: expected a folder written by Family.save")
-        return cls(load_model(Path(folder) / "model", device), SolutionPath.load(Path(folder) / "order.path"), json.loads((Path(folder) / "family.json").read_text(encoding="utf-8"))["table"])
+        told = json.loads((Path(folder) / "family.json").read_text(encoding="utf-8"))
+        return cls(load_model(Path(folder) / "model", device), SolutionPath.load(Path(folder) / "order.path"), told["table"], told["trained"])
 
 # %% ../nbs/13_family.ipynb #6c404e71
 @patch
@@ -184,9 +199,9 @@ def _sort(self:Family)->nn.Module:
 
 @patch
 def at(self:Family, align:int=8, **budget)->nn.Module:
-    "A member that shares the family's memory until one of the two is written to"
+    "A member that shares the family's memory until one of the two is written to; errors as for `mask`"
     if self._sorted is None: self._sorted = self._sort()
-    mask = self.path.mask(align, **budget); parts, new = split_units(mask, self.path.pairs), _shallow(self._sorted)
+    mask = self.mask(align, **budget); parts, new = split_units(mask, self.path.pairs), _shallow(self._sorted)
     for site, at in sites(self.path.pairs).items():
         n, m = int(parts[at[0]][0].sum()), new.get_submodule(site)
         if isinstance(m, SharedAttention): new.set_submodule(site, m.first(n))

@@ -30,6 +30,26 @@ def test_dense_and_half(family, tmp_path):
     small = halved(model); back = load(save(small, tmp_path / "small"))
     assert torch.equal(out(back, x), out(small, x)) and sum(p.numel() for p in back.parameters()) == sum(p.numel() for p in small.parameters()) and next(back.parameters()).dtype == torch.bfloat16
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int8])
+def test_fewer_bytes(family, tmp_path, dtype):
+    "Every matrix within half a step of what it was, in the type it had; vectors, buffers and ties exactly"
+    model, x = family; small = halved(model); back = load(save(small, tmp_path / "m", dtype=dtype)); header = json.loads((tmp_path / "m/spp.json").read_text()); told = header["rounded"]
+    state = small.state_dict(); assert state.keys() == back.state_dict().keys() and told and set(told.values()) == {"float32"}
+    for name, b in back.state_dict().items():
+        a = state[name]; assert a.dtype == b.dtype and a.shape == b.shape
+        if header["tied"].get(name, name) not in told: assert torch.equal(a, b), name
+        elif a.numel():
+            rows = lambda t: t.reshape(next((n for n in t.shape if n > 1), 1), -1)
+            step = rows(a).abs().amax(1, keepdim=True) / 127 if dtype == torch.int8 else rows(a).abs().clamp(min=torch.finfo(dtype).smallest_normal) * torch.finfo(dtype).eps
+            assert ((rows(a) - rows(b)).abs() <= .5 * step * (1 + 1e-5)).all(), name
+    assert len({p.data_ptr() for p in back.parameters() if p.numel()}) == len({p.data_ptr() for p in small.parameters() if p.numel()}) and out(back, x).isfinite().all()
+    assert sum(f.stat().st_size for f in (tmp_path / "m").iterdir()) < sum(f.stat().st_size for f in save(small, tmp_path / "full").iterdir())
+
+def test_a_bfloat16_model_in_bytes(small, tmp_path):
+    model, batches = small; model, x = model.bfloat16(), batches[0][0].bfloat16(); back = load(save(model, tmp_path / "m", dtype=torch.int8))
+    assert {p.dtype for p in back.parameters()} == {torch.bfloat16} and not torch.equal(back(x), model(x))
+    save(model, tmp_path / "m", dtype=torch.float16); assert json.loads((tmp_path / "m/spp.json").read_text())["rounded"] == {}
+
 @pytest.mark.parametrize("tower", [{}, dict(attentional_pool=True, attn_pooler_heads=2, attn_pooler_queries=5), dict(layers=[1, 1, 1, 1], width=16, head_width=32), dict(timm_model_name="test_vit", image_size=160, timm_pool="token")])
 def test_clip_by_name(tmp_path, tower):
     "What create_model made of a configuration is loaded with its preprocessing"
