@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['size', 'weight', 'Bias', 'Heads', 'heads', 'mlp', 'knows', 'pairs', 'Values', 'Outputs', 'resized', 'resize',
-           'NoHeads', 'cut', 'unit_weights', 'describe', 'build', 'example', 'stock_config', 'configured',
-           'write_config', 'from_stock']
+           'NoHeads', 'cut', 'unit_weights', 'unit_biases', 'reader', 'describe', 'build', 'example', 'stock_config',
+           'configured', 'write_config', 'from_stock']
 
 # %% ../../nbs/04_hf.ipynb #1ee1d351
 import copy, inspect, json, re
@@ -272,6 +272,14 @@ def unit_weights(model:nn.Module, pair:Pair)->tuple[Tensor, Tensor]: # of the tw
     if pair.kind == "qk": return q, k
     o = weight(model.get_submodule(a.out)).T.reshape(a.groups, a.n // a.groups, a.dim, -1)               # the columns of all heads that read a value
     return v, o.transpose(1, 2).reshape(a.groups * a.dim, -1)
+
+def unit_biases(model:nn.Module, pair:Pair)->tuple[Tensor|None, Tensor|None]: # shape [n] each, None where there is none
+    "What is added to the units of an attention layer on either side"
+    layers = [model.get_submodule(f"{pair.site}.{x}") for x in heads(model, pair.site).maps]
+    q, k, v = (x.bias for x in layers) if len(layers) == 3 else layers[0].bias.chunk(3)
+    return (q, k) if pair.kind == "qk" else (v, None)
+
+def reader(model:nn.Module, pair:Pair)->str: "The layer that reads the units of a `vo` pair"; return heads(model, pair.site).out
 
 # %% ../../nbs/04_hf.ipynb #22eaa278
 _OWN = ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype")    # of a configuration: where the weights come from, not structure

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BLOCKS', 'knows', 'pairs', 'Bias', 'Narrow', 'NarrowAttention', 'NarrowRope', 'NarrowEva', 'NarrowBeit',
-           'NarrowWindow', 'cut', 'resize', 'unit_weights', 'opened', 'build', 'describe', 'example']
+           'NarrowWindow', 'cut', 'resize', 'unit_weights', 'unit_biases', 'reader', 'opened', 'build', 'describe',
+           'example']
 
 # %% ../../nbs/02_timm.ipynb #e6e73027
 import inspect, math, timm, torch
@@ -236,6 +237,16 @@ def unit_weights(model:nn.Module, pair:Pair)->tuple[Tensor, Tensor]: # of the tw
     if pair.kind in ("mlp", "glu"): return torch.cat([w for x in _MLPS[type(site)][1:] for w in getattr(site, x).weight.split(pair.size)], 1), site.fc2.weight.T
     n, dk, dv = _shape(site); q, k, v = torch.cat([x.weight for x in _maps(site)]).split((n * dk, n * dk, n * dv))
     return (q, k) if pair.kind == "qk" else (v, site.proj.weight.T)
+
+def unit_biases(model:nn.Module, pair:Pair)->tuple[Tensor|None, Tensor|None]: # shape [n] each, None where there is none
+    "What is added to the units of an attention layer on either side"
+    site = model.get_submodule(pair.site); n, dk, dv = _shape(site); maps = _maps(site)
+    if getattr(site, "q_bias", None) is not None: q, k, v = site.q_bias, None, site.v_bias                 # BEiT and EVA
+    elif len(maps) == 3: q, k, v = (x.bias for x in maps)
+    else: q, k, v = (None,) * 3 if maps[0].bias is None else maps[0].bias.split((n * dk, n * dk, n * dv))
+    return (q, k) if pair.kind == "qk" else (v, None)
+
+def reader(model:nn.Module, pair:Pair)->str: "The layer that reads the units of a `vo` pair"; return f"{pair.site}.proj"
 
 # %% ../../nbs/02_timm.ipynb #1961e3f0
 @contextmanager
