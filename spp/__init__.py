@@ -8,7 +8,8 @@ from spp.latency import summary
 from spp.path import SolutionPath
 from spp.objective import SearchStopped
 from spp.search import search
+from spp.balance import balance
 from spp.finetune import finetune
 from spp.family import Family, joint, walk
 
-__all__ = ["Cut", "Family", "Pair", "SearchStopped", "SolutionPath", "cut", "find_pairs", "finetune", "gated", "joint", "load", "mlp_pair", "save", "save_pretrained", "search", "summary", "walk"]
+__all__ = ["Cut", "Family", "Pair", "SearchStopped", "SolutionPath", "balance", "cut", "find_pairs", "finetune", "gated", "joint", "load", "mlp_pair", "save", "save_pretrained", "search", "summary", "walk"]

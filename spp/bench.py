@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['TASKS', 'VARIANTS', 'PIECES', 'FAMILIES', 'SHAPES', 'HIDDEN', 'Task', 'digits_task', 'minilm_task', 'pooled',
            'dinov2_task', 'smollm2_task', 'overlap', 'orders', 'shared', 'ablation', 'side_by_side', 'search_cost',
-           'fashion_task', 'ways', 'room', 'at_ms', 'families', 'search_memory', 'speed']
+           'fashion_task', 'ways', 'room', 'at_ms', 'families', 'healed', 'balanced', 'search_memory', 'speed']
 
 # %% ../nbs/20_bench.ipynb #cbfe09d4
 import copy, json, os, subprocess, sys, tempfile, time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Callable, Iterable
@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
+from .balance import balance
 from .baselines import baseline, torch_pruning
 from .budget import macs_of, params_of
 from .cut import save
@@ -305,6 +306,38 @@ def families(out:str|os.PathLike="results",   # folder
             found["tasks"][name] = dict(dense=dense, parameters=params_of(task.model), rows=rows, disk=disk, **provenance(list(seeds[:k + 1]), time.time() - t, dict(epochs=epochs, batches=len(task.data(0, 0)), params=list(params))))
             _write(file, found)
     return _write(file, found | dict(deit_small_at_ms=at_ms(timm.create_model("deit_small_patch16_224"))))
+
+# %% ../nbs/20_bench.ipynb #83d0b5f6
+def healed(task:Task, seed:int, params:tuple[float, ...], epochs:int)->list[dict]:
+    "Cuts of a model as trained and balanced, one-shot and after equal fine-tuning"
+    rows = []
+    for way, model in (("as trained", task.model), ("balanced", balance(task.model, task.data(8, seed), progress=False))):
+        path = replace(task, model=model).search(seed, False)
+        for b in params:
+            m = path.cut(params=b); before = task.score(m); torch.manual_seed(seed)
+            finetune(m, task.data(0, seed), task.model, epochs=epochs, progress=False); rows.append(dict(way=way, seed=seed, asked=b, params=params_of(m), one_shot=before, score=task.score(m)))
+    return rows
+
+def balanced(out:str|os.PathLike="results",   # folder
+             tasks:Iterable[str]|None=None,   # of `TASKS`, and "fashion"; all if not given; what the file says of others stays
+             seeds:tuple[int, ...]=(20, 21, 22),
+             params:tuple[float, ...]=(.75, .5, .35, .25), # of the Fashion-MNIST ViT
+             progress:bool=True,
+            )->Path:                          # balance.json, written after each seed
+    "One-shot scores of the orders of balanced models; and what is left of it after fine-tuning"
+    file = Path(out) / "balance.json"
+    for name in tasks or (*TASKS, "fashion"):
+        t, rows = time.time(), []; task = (TASKS | {"fashion": fashion_task})[name](); off = []
+        for k, seed in enumerate(tqdm(seeds, desc=name, leave=False, **{} if progress else {"disable": True})):
+            if name == "fashion": rows += healed(task, seed, params, FAMILIES[name][1])
+            else:
+                since = time.time(); one = replace(task, model=balance(task.model, task.data(8, seed), progress=False)); took = round(time.time() - since, 1)
+                for order, path in (("spp", lambda: one.search(seed, progress)), ("fisher", lambda: baseline("fisher", one.model, task.data(task.looks, seed), task.looks, seed, task.loss, task.read))):
+                    since = time.time(); rows.append(dict(order=order, seed=seed, score=one.scores(path()), seconds=round(time.time() - since, 1), balance_s=took))
+            found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else dict(tasks={})
+            found["tasks"][name] = dict(measure=task.measure, kept=list(params if name == "fashion" else task.kept), dense=task.score(task.model), rows=rows, **provenance(list(seeds[:k + 1]), time.time() - t, dict(steps=task.steps, batches=8)))
+            _write(file, found)
+    return file
 
 # %% ../nbs/20_bench.ipynb #824e7792
 _PEAK = """

@@ -174,14 +174,14 @@ def report(runs:Annotated[list[Path], typer.Argument(help="folders that `spp run
 
 # %% ../nbs/21_cli.ipynb #0c02c14d
 @app.command()
-def bench(what:Annotated[str, typer.Argument(help="digits, minilm, dinov2, smollm2, ablation, torch-pruning, search-cost, search-memory, speed, family, clip, or llm")],
+def bench(what:Annotated[str, typer.Argument(help="digits, minilm, dinov2, smollm2, ablation, torch-pruning, search-cost, search-memory, speed, family, balance, clip, or llm")],
           out:Annotated[Path, typer.Option(help="folder for the JSON file")]=Path("results")):
     "Measure the figures of the results pages again."
     from spp import bench as b
     others = {"digits": ("torch-pruning taylor", "torch-pruning hessian"), "dinov2": ("torch-pruning taylor", "torch-pruning hessian")}
     known = {"minilm": ("fisher", "magnitude", "random"), "smollm2": ("fisher", "taylor", "magnitude")}   # a sentence encoder has no task to take a first-order loss from
     runs = {name: lambda out, name=name, task=task: b.orders(task(), out, others=known.get(name, ("fisher", "taylor", "magnitude", "random")) + others.get(name, ())) for name, task in b.TASKS.items()}
-    runs |= {"ablation": b.ablation, "torch-pruning": b.side_by_side, "search-cost": b.search_cost, "search-memory": b.search_memory, "speed": b.speed, "family": b.families}
+    runs |= {"ablation": b.ablation, "torch-pruning": b.side_by_side, "search-cost": b.search_cost, "search-memory": b.search_memory, "speed": b.speed, "family": b.families, "balance": b.balanced}
     from spp.bench_clip import clip_bench
     from spp.bench_llm import bench as llm_bench
     runs |= {"clip": clip_bench, "llm": llm_bench}
