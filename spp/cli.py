@@ -84,6 +84,7 @@ def run(recipe:Annotated[str, typer.Argument(help="one of `spp recipes`")],
         name:Annotated[str, typer.Option(help="a data set of timm's, e.g. torch/cifar10")]="",
         params:Annotated[list[float], typer.Option(help="a member's share of the parameters; repeat it for several")]=None,
         update:Annotated[int, typer.Option(help="epochs of the search")]=None,
+        balance:Annotated[int, typer.Option(help="batches on which heads are balanced before the search; 0: heads as they were trained")]=None,
         prune:Annotated[int, typer.Option(help="epochs of the walk from dense to sparse; 0: cut at once")]=None,
         finetune:Annotated[int, typer.Option(help="epochs of each member's training")]=None,
         batch:Annotated[int, typer.Option(help="images in a step, over all devices")]=None,
@@ -105,7 +106,7 @@ def run(recipe:Annotated[str, typer.Argument(help="one of `spp recipes`")],
       torchrun --nproc-per-node 4 $(which spp) run deit_small --data /data/imagenet
     """
     from spp.launch import Resources, here, launch
-    base = Path(out or f"runs/{recipe}"); kw = dict(recipe=recipe, data=None if data is None else str(data), name=name, workers=workers, smoke=smoke, params=tuple(params) if params else None, update=update, prune=prune, finetune=finetune, batch=batch, lr=lr)
+    base = Path(out or f"runs/{recipe}"); kw = dict(recipe=recipe, data=None if data is None else str(data), name=name, workers=workers, smoke=smoke, params=tuple(params) if params else None, update=update, balance=balance, prune=prune, finetune=finetune, batch=batch, lr=lr)
     all_ = [dict(kw, seed=s, out=str(base if len(seeds) == 1 else base / f"seed{s}")) for s in seeds]
     if cluster is None:
         for r in all_: typer.echo(_told(lambda: here(**r)).to_string(index=False))

@@ -15,6 +15,7 @@ from typing import Any, Iterable
 import pandas as pd, torch
 from torch import nn
 from torch.nn import functional as F
+from .balance import balance
 from .budget import macs_of, params_of
 from .cut import load, save
 from .data import images
@@ -51,6 +52,7 @@ class Recipe:
     share:float=.5           # the teacher's part of the loss
     tag:str=""               # of a CLIP: the tag of open_clip's weights, or a file; its data are images with captions
     chunk:int|None=None      # of a CLIP: pairs that go through it at a time
+    balance:int=0            # batches on which heads are balanced before the search; 0: heads as they were trained, as in the paper
     source:str="Ding et al. (2025), Table 6"
 
 _CLIP = dict(augment={}, mixup=0., cutmix=0., smoothing=0., ema=None, tag="openai")
@@ -149,6 +151,8 @@ def run(recipe:str,          # of `RECIPES`
         torch.manual_seed(seed); extra = dict(num_classes=10) if name.endswith("cifar10") else {}
         model = _dense(r, weights, smoke, **extra).to(device).eval()
         plain, train, test = _data(r, model, data, r.batch // world, name, workers, missing, smoke, out)
+        if r.balance:
+            with _timed(out, "balance"): model = _balanced(model, plain, r, out, progress)
         with _timed(out, "search"): path = _search(model, plain, r, out, seed, progress)
         with _timed(out, "prune"): members = _prune(model, path, train, r, out, progress)
         rows = [dict(asked=1., **_judged(r, model, model, test))]
@@ -172,6 +176,13 @@ def _search(model, data, r:Recipe, out:Path, seed:int, progress:bool)->SolutionP
     path = search(model, data, steps=max(r.update * len(data) - first_looks(r.update * len(data)), 1), seed=seed, checkpoint=out / "search.run", progress=progress)
     if ranks()[0] == 0: path.save(file); (out / "search.run").unlink(missing_ok=True)
     return path
+
+def _balanced(model, data, r:Recipe, out:Path, progress:bool)->nn.Module:
+    "Stage 0, where it is asked for"
+    if (folder := out / "balanced").exists(): return load(folder, next(model.parameters()).device)
+    model = balance(model, data, batches=r.balance, progress=progress)
+    if ranks()[0] == 0: save(model, folder)
+    return model
 
 def _name(b:float)->str: return f"params_{b:.2f}"
 
