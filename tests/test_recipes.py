@@ -29,15 +29,15 @@ class Mortal(list):                        # batches of a process that ends, as 
             dies -= 1; yield batch
 recipes.generated = lambda *a: Mortal(generated(*a))
 RECIPES["tiny"] = Recipe("test_vit", 30, 4, 4, 4, 1e-3)
-run("tiny", out=sys.argv[1], smoke=True, update=30, prune=4, finetune=4, ema=.9, progress=False)
+run("tiny", out=sys.argv[1], smoke=True, balance=2, update=30, prune=4, finetune=4, ema=.9, progress=False)
 """
 
 def test_killed_in_each_stage(tmp_path):
-    "In the search, in the walk, in a fine-tuning: the same command ends at the same bits and the same table"
+    "While heads are balanced, in the search, in the walk, in a fine-tuning: the same command ends at the same bits and the same table"
     script = tmp_path / "run.py"; script.write_text(RUN); go = lambda out, dies: subprocess.run([sys.executable, script, out, str(dies)], capture_output=True, text=True)
     r = go(tmp_path / "want", -1); assert r.returncode == 0, r.stderr
     there = lambda: {p.name for p in (tmp_path / "got").iterdir()}
-    for dies, has, lacks in ((43, "search.run", "order.path"), (50, "prune.run", "params_0.75"), (12, "params_0.75.run", "params_0.75")):
+    for dies, has, lacks in ((1, "run.json", "balanced"), (45, "search.run", "order.path"), (50, "prune.run", "params_0.75"), (12, "params_0.75.run", "params_0.75")):
         r = go(tmp_path / "got", dies); assert r.returncode == -signal.SIGKILL, r.stderr
         assert has in there() and lacks not in there(), (dies, there())
     r = go(tmp_path / "got", -1); assert r.returncode == 0, r.stderr
