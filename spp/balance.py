@@ -35,7 +35,7 @@ def _of(model:nn.Module, pair:Pair)->tuple[Tensor, Tensor, Tensor|None, Tensor|N
     "The two maps of a pair, shape [n, …], and what is added on either side"
     a = import_module("spp." + pair.adapter); return *a.unit_weights(model, pair), *a.unit_biases(model, pair)
 
-def _heads(x:Tensor, pair:Pair)->Tensor: "By head, shape [groups, size, …]"; return x.detach().double().cpu().unflatten(0, (pair.groups, pair.size))
+def _heads(x:Tensor, pair:Pair)->Tensor: "By head, shape [groups, size, …]"; return x.detach().cpu().double().unflatten(0, (pair.groups, pair.size))
 
 def _look(model:nn.Module, pair:Pair)->tuple[str, Callable[[Tensor], list[Tensor]]]: # name of a layer; (rows that it is given, shape [rows, …]) → sums over them
     "Where the units of a pair can be seen, and what to add up there"
@@ -72,7 +72,7 @@ def moments(model:nn.Module,
     out = []
     for p, s in zip(pairs, sums):
         if s is None: raise ValueError(f"`{p.site}` was not called by any of the batches. Pass batches that reach it, or pairs= without it.")
-        *s, n = (over_ranks(y).double().cpu() for y in s)
+        *s, n = (over_ranks(y).cpu().double() for y in s)
         if p.kind == "vo": b = _heads(_of(model, p)[1], p); out.append((s[0] / n, b @ b.mT))
         else: a, b, mean = (y / n for y in s); out.append((a, b - mean[..., None] * mean[:, None]))
     return out
