@@ -101,6 +101,7 @@ def run(recipe:Annotated[str, typer.Argument(help="one of `spp recipes`")],
     Examples:
       spp run deit_tiny --smoke
       spp run deit_small --data /data/imagenet --params 0.7 --params 0.5
+      spp run deit_small --data /data/imagenet --balance 8
       spp run deit_small --data /data/cifar --name torch/cifar10 --finetune 30 --batch 128
       spp run deit_small --data /data/imagenet --seed 0 --seed 1 --cluster slurm --gpus 4 --constraint a100
       torchrun --nproc-per-node 4 $(which spp) run deit_small --data /data/imagenet
