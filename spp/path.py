@@ -113,7 +113,7 @@ def attach(self:SolutionPath,
     if self.pairs != own and sum(p.n for p in own) != self.n and not same: raise ValueError(f"{head}; this model, {names[0]}, has {sum(p.n for p in own)}. Use the model that was searched.")
     if names[1] and names[0] != names[1] or not set(self.pairs) <= set(own): raise ValueError(f"{head}; this model is {names[0]}, with other pairs or another name. Use the model that was searched.")
     if f and not same:
-        raise ValueError(f"{head}; this {names[0]} has other weights (fingerprint {fingerprint(model)}, searched {f}). Load the weights that were searched, or search again.")
+        raise ValueError(f"{head}; this {names[0]} has other weights (fingerprint {fingerprint(model)}, searched {f}). Load the weights that were searched (of a balanced model those that spp.balance returned), or search again.")
     if example is None and a: example = a.example(model)
     self.model, self.costs, self.batch, self._steps = model, unit_costs(model, self.pairs, example), example, {}
     return self

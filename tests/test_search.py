@@ -262,4 +262,4 @@ def test_a_path_of_another_model(small):
     make = lambda name="vit_tiny_patch16_224", **kw: randomised(timm.create_model(name, **{**dict(img_size=16, patch_size=4, depth=2, embed_dim=32, num_heads=2, num_classes=5), **kw}), seed=9)
     with pytest.raises(ValueError, match=r"searched on vit_tiny_patch16_224 \(384 units\); this model, vit_tiny_patch16_224, has 576. Use the model that was searched"): path.attach(make(depth=3))
     with pytest.raises(ValueError, match="this model is deit_tiny_patch16_224, with other pairs or another name"): path.attach(make("deit_tiny_patch16_224"))
-    with pytest.raises(ValueError, match="other weights .fingerprint .* Load the weights that were searched, or search again"): path.attach(make())
+    with pytest.raises(ValueError, match="other weights .fingerprint .* Load the weights that were searched .of a balanced model those that spp.balance returned., or search again"): path.attach(make())
