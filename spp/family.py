@@ -159,37 +159,44 @@ class Family:
             self.table.append(dict(asked=b, params=m.spp.params[0], macs=share and round(share * self.path.costs.dense["flops"]), score=evaluate(m)))
         return self
 
-    def to_pandas(self)->pd.DataFrame: "The table"; return pd.DataFrame(self.table)
+# %% ../nbs/13_family.ipynb #d7b41e96
+@patch
+def to_pandas(self:Family)->pd.DataFrame: "The table"; return pd.DataFrame(self.table)
 
-    def _says(self)->str:
-        dense = self.path.costs.dense["params"]; lo, hi = (round(b * dense) for b in self.trained[::-1]) if self.trained else (self.path.costs.rest(self.path.pairs)["params"], dense)
-        return f"Family of {self.path.info.get('model', 'a model')}: every size from {lo:,} to {hi:,} parameters"
+def _sizes(family:Family)->str:
+    dense = family.path.costs.dense["params"]; lo, hi = (round(b * dense) for b in family.trained[::-1]) if family.trained else (family.path.costs.rest(family.path.pairs)["params"], dense)
+    return f"Family of {family.path.info.get('model', 'a model')}: every size from {lo:,} to {hi:,} parameters"
 
-    def __repr__(self): return self._says() + ("\n" + self.to_pandas().to_string(index=False) if self.table else "")
+@patch
+def __repr__(self:Family): return _sizes(self) + ("\n" + self.to_pandas().to_string(index=False) if self.table else "")
 
-    def card(self)->str:
-        "A model card, in Markdown"
-        number = lambda x: "" if x is None else f"{x:,}"
-        rows = [f"| {r['asked']:g} | {number(r['params'])} | {number(r['macs'])} | {r['score']:.4g} |" for r in self.table]
-        told = "\n".join(["| share of the parameters | parameters | multiply-accumulates | score |", "|---:|---:|---:|---:|", *rows]) if rows else "No member was judged yet: `family.score(evaluate, (0.75, 0.5))` does it."
-        return f"# {self._says()}\n\nOne set of weights, in which every size is a prefix of the larger ones.\n\n{told}\n\n```python\nimport spp\nfamily = spp.Family.load(\"this folder\")\nsmall = family.at(params=0.5)\n```\n"
+@patch
+def card(self:Family)->str:
+    "A model card, in Markdown"
+    number = lambda x: "" if x is None else f"{x:,}"
+    rows = [f"| {r['asked']:g} | {number(r['params'])} | {number(r['macs'])} | {r['score']:.4g} |" for r in self.table]
+    told = "\n".join(["| share of the parameters | parameters | multiply-accumulates | score |", "|---:|---:|---:|---:|", *rows]) if rows else "No member was judged yet: `family.score(evaluate, (0.75, 0.5))` does it."
+    return f"# {_sizes(self)}\n\nOne set of weights, in which every size is a prefix of the larger ones.\n\n{told}\n\n```python\nimport spp\nfamily = spp.Family.load(\"this folder\")\nsmall = family.at(params=0.5)\n```\n"
 
-    def save(self, folder:str|os.PathLike,  # new, or one that holds a family (it is replaced)
-             dtype:torch.dtype|None=None,   # of the weights in the file, as for `spp.save`: `torch.int8` takes a quarter of the room
-            )->Path:
-        "One file of weights, the path, the table, and a model card; errors as for `spp.save`"
-        folder = claim(folder, ("family.json", "model", "order.path", "README.md"), "a family of models")
-        with replacing(folder) as new:
-            new.mkdir(); save_model(self.model, new / "model", dtype); self.path.save(new / "order.path")
-            (new / "family.json").write_text(json.dumps(dict(model=self.path.info.get("model"), trained=self.trained, table=self.table), indent=1) + "\n", encoding="utf-8"); (new / "README.md").write_text(self.card(), encoding="utf-8")
-        return folder
+# %% ../nbs/13_family.ipynb #e95a27d4
+@patch
+def save(self:Family,
+         folder:str|os.PathLike,       # new, or one that holds a family (it is replaced)
+         dtype:torch.dtype|None=None,  # of the weights in the file, as for `spp.save`: `torch.int8` takes a quarter of the room
+        )->Path:
+    "One file of weights, the path, the table, and a model card; errors as for `spp.save`"
+    folder = claim(folder, ("family.json", "model", "order.path", "README.md"), "a family of models")
+    with replacing(folder) as new:
+        new.mkdir(); save_model(self.model, new / "model", dtype); self.path.save(new / "order.path")
+        (new / "family.json").write_text(json.dumps(dict(model=self.path.info.get("model"), trained=self.trained, table=self.table), indent=1) + "\n", encoding="utf-8"); (new / "README.md").write_text(self.card(), encoding="utf-8")
+    return folder
 
-    @classmethod
-    def load(cls, folder:str|os.PathLike, device="cpu")->"Family":
-        "What `save` wrote"
-        if not (Path(folder) / "family.json").is_file(): raise FileNotFoundError(f"{folder} holds no family.json: expected a folder written by Family.save")
-        told = json.loads((Path(folder) / "family.json").read_text(encoding="utf-8"))
-        return cls(load_model(Path(folder) / "model", device), SolutionPath.load(Path(folder) / "order.path"), told["table"], told["trained"])
+@patch(cls_method=True)
+def load(cls:Family, folder:str|os.PathLike, device="cpu")->Family:
+    "What `save` wrote"
+    if not (Path(folder) / "family.json").is_file(): raise FileNotFoundError(f"{folder} holds no family.json: expected a folder written by Family.save")
+    told = json.loads((Path(folder) / "family.json").read_text(encoding="utf-8"))
+    return cls(load_model(Path(folder) / "model", device), SolutionPath.load(Path(folder) / "order.path"), told["table"], told["trained"])
 
 # %% ../nbs/13_family.ipynb #6c404e71
 @patch
