@@ -327,7 +327,7 @@ def balanced(out:str|os.PathLike="results",   # folder
     "One-shot scores of the orders of balanced models; and what is left of it after fine-tuning"
     file = Path(out) / "balance.json"
     for name in tasks or (*TASKS, "fashion"):
-        t, rows = time.time(), []; task = (TASKS | {"fashion": fashion_task})[name](); off = []
+        t, rows = time.time(), []; task = (TASKS | {"fashion": fashion_task})[name](); dense = task.score(task.model)
         for k, seed in enumerate(tqdm(seeds, desc=name, leave=False, **{} if progress else {"disable": True})):
             if name == "fashion": rows += healed(task, seed, params, FAMILIES[name][1])
             else:
@@ -335,7 +335,7 @@ def balanced(out:str|os.PathLike="results",   # folder
                 for order, path in (("spp", lambda: one.search(seed, progress)), ("fisher", lambda: baseline("fisher", one.model, task.data(task.looks, seed), task.looks, seed, task.loss, task.read))):
                     since = time.time(); rows.append(dict(order=order, seed=seed, score=one.scores(path()), seconds=round(time.time() - since, 1), balance_s=took))
             found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else dict(tasks={})
-            found["tasks"][name] = dict(measure=task.measure, kept=list(params if name == "fashion" else task.kept), dense=task.score(task.model), rows=rows, **provenance(list(seeds[:k + 1]), time.time() - t, dict(steps=task.steps, batches=8)))
+            found["tasks"][name] = dict(measure=task.measure, kept=list(params if name == "fashion" else task.kept), dense=dense, rows=rows, **provenance(list(seeds[:k + 1]), time.time() - t, dict(steps=task.steps, batches=8)))
             _write(file, found)
     return file
 
