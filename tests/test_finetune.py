@@ -1,9 +1,11 @@
 "Fine-tuning across processes: killed and taken up again, and on two as on one"
+
 import json
 import signal
 import subprocess
 import sys
 from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -48,32 +50,84 @@ else:
 if rank == 0: save_file({k: v.contiguous() for k, v in model.state_dict().items()}, out)
 if dist.is_initialized(): dist.destroy_process_group()
 """
-def python(script, *args, launch=()): return subprocess.run([sys.executable, *launch, script, *map(str, args)], capture_output=True, text=True)
+
+
+def python(script, *args, launch=()):
+    return subprocess.run(
+        [sys.executable, *launch, script, *map(str, args)], capture_output=True, text=True
+    )
+
 
 def test_resume_after_kill(tmp_path):
     "Killed with SIGKILL before the first checkpoint, in the middle of an epoch and in the last one, with dropout, Mixup, an average and a loader of another process"
-    script = tmp_path / "run.py"; script.write_text(RUN); want, got, kept = tmp_path / "want", tmp_path / "got", tmp_path / "run"
-    r = python(script, want, "", -1, "kill"); assert r.returncode == 0, r.stderr
-    for dies in (2, 13, 12): r = python(script, got, kept, dies, "kill"); assert r.returncode == -signal.SIGKILL and not got.exists(), r.stderr
-    r = python(script, got, kept, -1, "kill"); assert r.returncode == 0, r.stderr
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    want, got, kept = tmp_path / "want", tmp_path / "got", tmp_path / "run"
+    r = python(script, want, "", -1, "kill")
+    assert r.returncode == 0, r.stderr
+    for dies in (2, 13, 12):
+        r = python(script, got, kept, dies, "kill")
+        assert r.returncode == -signal.SIGKILL and not got.exists(), r.stderr
+    r = python(script, got, kept, -1, "kill")
+    assert r.returncode == 0, r.stderr
     a, b = load_file(want), load_file(got)
-    assert all(torch.equal(a[k], b[k]) for k in a) and Path(f"{want}.jsonl").read_text() == Path(f"{got}.jsonl").read_text()
-    assert len(Path(f"{got}.jsonl").read_text().splitlines()) == 3 and not [p for p in tmp_path.iterdir() if p.name.startswith(".")]
+    assert (
+        all(torch.equal(a[k], b[k]) for k in a)
+        and Path(f"{want}.jsonl").read_text() == Path(f"{got}.jsonl").read_text()
+    )
+    assert len(Path(f"{got}.jsonl").read_text().splitlines()) == 3 and not [
+        p for p in tmp_path.iterdir() if p.name.startswith(".")
+    ]
+
 
 def test_two_processes_are_one(tmp_path):
     "Two processes on halves of each batch train the model of one process on the whole, in float64 to 1e-9"
-    script = tmp_path / "run.py"; script.write_text(RUN); one, two = tmp_path / "one", tmp_path / "two"
-    r = python(script, one, "", -1, "parallel"); assert r.returncode == 0, r.stderr
-    r = python(script, two, "", -1, "parallel", launch=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")); assert r.returncode == 0, r.stderr
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    one, two = tmp_path / "one", tmp_path / "two"
+    r = python(script, one, "", -1, "parallel")
+    assert r.returncode == 0, r.stderr
+    r = python(
+        script,
+        two,
+        "",
+        -1,
+        "parallel",
+        launch=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    )
+    assert r.returncode == 0, r.stderr
     a, b = load_file(one), load_file(two)
     assert all((a[k] - b[k]).abs().max() <= 1e-9 for k in a)
-    assert [json.loads(x)["loss"] for x in Path(f"{one}.jsonl").read_text().splitlines()] == pytest.approx([json.loads(x)["loss"] for x in Path(f"{two}.jsonl").read_text().splitlines()], abs=1e-6)
+    assert [
+        json.loads(x)["loss"] for x in Path(f"{one}.jsonl").read_text().splitlines()
+    ] == pytest.approx(
+        [json.loads(x)["loss"] for x in Path(f"{two}.jsonl").read_text().splitlines()], abs=1e-6
+    )
+
 
 def test_divided_is_whole(tmp_path):
     "Two processes that each have half of the weights, gradients and moments (FSDP) train the model of one process, in float64 to 1e-9; also if they end and are started again"
-    script = tmp_path / "run.py"; script.write_text(RUN); one, two, launch = tmp_path / "one", tmp_path / "two", ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    r = python(script, one, "", -1, "shard"); assert r.returncode == 0, r.stderr
-    r = python(script, two, tmp_path / "run", 7, "shard", launch=launch); assert r.returncode and "dies here" in r.stderr and (tmp_path / "run").exists() and not two.exists(), r.stderr
-    r = python(script, two, tmp_path / "run", -1, "shard", launch=launch); assert r.returncode == 0, r.stderr
-    a, b = load_file(one), load_file(two); assert all((a[k] - b[k]).abs().max() <= 1e-9 for k in a)
-    rows = [[json.loads(x) for x in Path(f"{f}.jsonl").read_text().splitlines()] for f in (one, two)]; assert [x["score"] for x in rows[0]] == pytest.approx([x["score"] for x in rows[1]], abs=1e-9)
+    script = tmp_path / "run.py"
+    script.write_text(RUN)
+    one, two, launch = (
+        tmp_path / "one",
+        tmp_path / "two",
+        ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+    )
+    r = python(script, one, "", -1, "shard")
+    assert r.returncode == 0, r.stderr
+    r = python(script, two, tmp_path / "run", 7, "shard", launch=launch)
+    assert (
+        r.returncode
+        and "dies here" in r.stderr
+        and (tmp_path / "run").exists()
+        and not two.exists()
+    ), r.stderr
+    r = python(script, two, tmp_path / "run", -1, "shard", launch=launch)
+    assert r.returncode == 0, r.stderr
+    a, b = load_file(one), load_file(two)
+    assert all((a[k] - b[k]).abs().max() <= 1e-9 for k in a)
+    rows = [
+        [json.loads(x) for x in Path(f"{f}.jsonl").read_text().splitlines()] for f in (one, two)
+    ]
+    assert [x["score"] for x in rows[0]] == pytest.approx([x["score"] for x in rows[1]], abs=1e-9)
