@@ -8,9 +8,8 @@ __all__ = ['METHODS', 'AUTO', 'Clock', 'Plain', 'Run', 'first_looks', 'search', 
 # %% ../../nbs/method/02_search.ipynb #b7a0da8b
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from tqdm.auto import tqdm
 
+from .. import __version__
 from ..cutting.cut import name_of
 from ..cutting.files import load_tensors, save_tensors
 from spp.method.inclusion import (
@@ -43,225 +43,309 @@ from ..models.pairs import Pair, find_pairs, fingerprint, has_values
 # %% ../../nbs/method/02_search.ipynb #48ae8a2f
 @dataclass(frozen=True)
 class Clock:
-    "The inclusion driven by a budget clock; the defaults are meant to be left alone"
+    """The inclusion driven by a clock; the defaults are meant to be left alone.
+
+    With `every=None` the curvature is looked at every 25 steps, and more often in short runs, so
+    that there are 16 looks. Raises `ValueError` for a setting out of its range.
+    """
 
     end: float = 0.04  # mean gate at the end of the run, in (0, 1)
     momentum: float = 0.95  # β, in [0, 1)
-    warm: float = 1.0  # share of the diagonal gates in V at the dense end, in [0, 1]; it fades with the budget
-    by_budget: float = 0.5  # share of a unit's lifetime that is counted in budget given up, the rest in time; in [0, 1]
+    warm: float = 1.0  # share of the diagonal gates in V at the dense end, in [0, 1]; it fades
+    by_budget: float = 0.5  # share of a lifetime counted in mean gate given up, in [0, 1]
     safety: float = 1.5  # step size times measured curvature, in (0, 2(1 + β))
-    every: int | None = (
-        None  # steps between two looks at the curvature; None: 25, fewer in short runs for there to be 16 looks
-    )
+    every: int | None = None  # steps between two looks at the curvature, see above
     iters: int = 1  # power iterations in a look, two gradients each
     fall: float = 0.5  # least ratio of a measured curvature to the one before, in [0, 1]
-    metric: bool = True  # divide gradients by Fisher plus a floor? Without it, P is constant
+    metric: bool = True  # divide gradients by Fisher information plus a floor; else P is constant
 
     def __post_init__(self):
-        if self.every is not None and self.every < 1:
-            raise ValueError(f"`every` must be at least 1, got {self.every}")
-        for ok, text in (
-            (0 < self.end < 1, f"`end` must be in (0, 1), got {self.end}"),
-            (0 <= self.momentum < 1, f"`momentum` must be in [0, 1), got {self.momentum}"),
-            (0 <= self.warm <= 1, f"`warm` must be in [0, 1], got {self.warm}"),
-            (0 <= self.by_budget <= 1, f"`by_budget` must be in [0, 1], got {self.by_budget}"),
-            (0 <= self.fall <= 1, f"`fall` must be in [0, 1], got {self.fall}"),
-            (self.iters >= 1, f"`iters` must be at least 1, got {self.iters}"),
-            (
-                0 < self.safety < 2 * (1 + self.momentum),
-                f"`safety` must be in (0, 2(1 + momentum)), got {self.safety}",
-            ),
+        widest = 2 * (1 + self.momentum)
+        for ok, name, expected in (
+            (self.every is None or self.every >= 1, "every", "at least 1"),
+            (0 < self.end < 1, "end", "in (0, 1)"),
+            (0 <= self.momentum < 1, "momentum", "in [0, 1)"),
+            (0 <= self.warm <= 1, "warm", "in [0, 1]"),
+            (0 <= self.by_budget <= 1, "by_budget", "in [0, 1]"),
+            (0 <= self.fall <= 1, "fall", "in [0, 1]"),
+            (self.iters >= 1, "iters", "at least 1"),
+            (0 < self.safety < widest, "safety", "in (0, 2(1 + momentum))"),
         ):
             if not ok:
-                raise ValueError(text)
+                raise ValueError(f"`{name}` must be {expected}, got {getattr(self, name)}")
 
-    def begin(self, h: Tensor, steps: int, generator: torch.Generator) -> dict[str, Tensor | float]:
-        "The state before the first step: gates `m`, momentum `b`, dual `v`, direction of the largest curvature `u`"
+    def begin(
+        self,
+        fisher: Tensor,  # Fisher information of the gates, shape [n]
+        steps: int,  # number of steps of the run
+        generator: torch.Generator,  # draws the first direction `u`, on the CPU
+    ) -> dict[str, Tensor | float]:  # tensors of shape [n] by name
+        """The state before the first step.
+
+        Gates `m`, momentum `b`, dual variable `v`, direction `u` of the largest curvature.
+        """
         return dict(
-            m=torch.ones_like(h),
-            b=torch.zeros_like(h),
-            v=torch.zeros_like(h),
-            u=torch.rand(len(h), generator=generator).to(h),
+            m=torch.ones_like(fisher),
+            b=torch.zeros_like(fisher),
+            v=torch.zeros_like(fisher),
+            u=torch.rand(len(fisher), generator=generator).to(fisher),
         )
 
+    def bounded(
+        self,
+        state: dict,  # state before step `k`
+        problem: Problem,  # the loss on the batch at hand
+        p: Tensor,  # metric P, shape [n]
+        k: int,  # step, counted from 0
+        steps: int,  # number of steps of the run
+    ) -> dict:  # the state, with a new `curvature` and `u` if it was time for a look
+        "Look at the curvature, if step `k` is one of those at which this is done."
+        if k % (self.every or max(1, min(25, steps // 16))):
+            return state
+        found, u = curvature(problem.grad, state["m"], p, state["u"], iters=self.iters if k else 4)
+        least = self.fall * state.get("curvature", 0.0)
+        return {**state, "curvature": max(found, least), "u": u}
+
     def step(
-        self, s: dict, problem: Problem, h: Tensor, k: int, steps: int
-    ) -> tuple[dict, dict]:  # the state after step `k`, and what to log
-        "Bound, gradient, coupling, dual"
-        p = metric(h) if self.metric else metric(h.mean().expand(len(h)))
-        if k % (self.every or max(1, min(25, steps // 16))) == 0:
-            lip, u = curvature(problem.grad, s["m"], p, s["u"], iters=self.iters if k else 4)
-            s = {**s, "curvature": max(lip, self.fall * s.get("curvature", 0.0)), "u": u}
-        c, budget = self.safety / max(s["curvature"], 1e-9), clock((k + 1) / steps, self.end)
-        loss, grad = problem(s["m"])
-        b = self.momentum * s["b"] + grad
-        m, rate = couple(s["m"] - c * p * b, c * p, budget)
-        w = self.warm * budget
-        return {
-            **s,
-            "m": m,
-            "b": b,
-            "v": s["v"]
-            + ((1 - w) * m + w * diagonal_gates(h, budget))
-            * lifetime(k, steps, self.end, self.by_budget),
-        }, dict(loss=loss, budget=budget, rate=rate, curvature=s["curvature"])
+        self,
+        state: dict,  # state before step `k`
+        problem: Problem,  # the loss on the batch at hand
+        fisher: Tensor,  # Fisher information of the gates, shape [n]
+        k: int,  # step, counted from 0
+        steps: int,  # number of steps of the run
+    ) -> tuple[dict, dict]:  # state after the step, and the numbers to log
+        "Take one step: bound, gradient, coupling, dual variable."
+        p = metric(fisher) if self.metric else metric(fisher.mean().expand(len(fisher)))
+        state = self.bounded(state, problem, p, k, steps)
+        c = self.safety / max(state["curvature"], 1e-9)
+        mean = clock((k + 1) / steps, self.end)
+
+        loss, grad = problem(state["m"])
+        b = self.momentum * state["b"] + grad
+        m, rate = couple(state["m"] - c * p * b, c * p, mean)
+        w = self.warm * mean
+        held = (1 - w) * m + w * diagonal_gates(fisher, mean)
+        v = state["v"] + held * lifetime(k, steps, self.end, self.by_budget)
+
+        log = dict(loss=loss, budget=mean, rate=rate, curvature=state["curvature"])
+        return {**state, "m": m, "b": b, "v": v}, log
 
 # %% ../../nbs/method/02_search.ipynb #f6696655
 @dataclass(frozen=True)
 class Plain:
-    "Split linearized Bregman iteration with fixed κ, ν, α, λ, as in the paper"
+    """Split linearized Bregman iteration with fixed κ, ν, α, λ, as in the paper.
+
+    Raises `ValueError` for a setting out of its range.
+    """
 
     kappa: float = 1.0  # κ > 0
-    nu: float | None = None  # ν > 0
-    alpha: float | None = None  # α > 0
-    lam: float | None = None  # λ ≥ 0
+    nu: float | None = None  # ν > 0; None: measured
+    alpha: float | None = None  # α > 0; None: measured
+    lam: float | None = None  # λ ≥ 0; None: 1.5/κ
 
     def __post_init__(self):
-        for k in ("kappa", "nu", "alpha"):
-            if (x := getattr(self, k)) is not None and not x > 0:
-                raise ValueError(f"`{k}` must be positive, got {x}")
+        for name in ("kappa", "nu", "alpha"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"`{name}` must be positive, got {value}")
         if self.lam is not None and self.lam < 0:
             raise ValueError(f"`lam` must be nonnegative, got {self.lam}")
 
-    def begin(self, h: Tensor, steps: int, generator: torch.Generator) -> dict[str, Tensor | float]:
-        "The state before the first step: the three variables, the step of entry `entered`, a direction `u` to measure curvature from"
+    def begin(
+        self,
+        fisher: Tensor,  # Fisher information of the gates, shape [n]
+        steps: int,  # number of steps of the run
+        generator: torch.Generator,  # draws the direction `u`, on the CPU
+    ) -> dict[str, Tensor | float]:  # tensors of shape [n] by name
+        """The state before the first step.
+
+        The three variables `m`, `v` and `gamma`, the step of entry `entered`, and a direction `u`
+        to measure the curvature from.
+        """
         return dict(
-            **start(len(h), device=h.device)._asdict(),
-            entered=torch.full_like(h, math.inf),
-            u=torch.rand(len(h), generator=generator).to(h),
+            **start(len(fisher), device=fisher.device)._asdict(),
+            entered=torch.full_like(fisher, math.inf),
+            u=torch.rand(len(fisher), generator=generator).to(fisher),
         )
 
-    def measure(self, s: dict, problem: Problem, steps: int) -> dict[str, float]:
-        "α, ν and λ, those that were not given from the curvature of the batch at hand"
-        alpha, nu, lam = self.alpha, self.nu, 1.5 / self.kappa if self.lam is None else self.lam
+    def measure(
+        self,
+        state: dict,  # state before the first step
+        problem: Problem,  # the loss on the batch at hand
+        steps: int,  # number of steps of the run
+    ) -> dict[str, float]:  # `alpha`, `nu` and `lam`
+        "Settings of the run; those not given come from the curvature of the batch at hand."
+        alpha = self.alpha
         if alpha is None:
+            one = torch.ones_like(state["m"])
             lip = max(
-                curvature(problem.grad, g * s["m"], torch.ones_like(s["m"]), s["u"], iters=4)[0]
-                for g in (1.0, 0.5, 0.25)
+                curvature(problem.grad, gate * state["m"], one, state["u"], iters=4)[0]
+                for gate in (1.0, 0.5, 0.25)
             )
-            alpha = (
-                0.9 * max_step(lip, self.kappa, nu)
-                if nu
-                else max(1.8 - 6 / steps, 0.9) / (self.kappa * lip)
-            )
-        return dict(alpha=alpha, nu=self.kappa * alpha * steps / 6 if nu is None else nu, lam=lam)
+            if self.nu:
+                alpha = 0.9 * max_step(lip, self.kappa, self.nu)
+            else:
+                alpha = max(1.8 - 6 / steps, 0.9) / (self.kappa * lip)
+        nu = self.kappa * alpha * steps / 6 if self.nu is None else self.nu
+        lam = 1.5 / self.kappa if self.lam is None else self.lam
+        return dict(alpha=alpha, nu=nu, lam=lam)
 
     def step(
-        self, s: dict, problem: Problem, h: Tensor, k: int, steps: int
-    ) -> tuple[dict, dict]:  # the state after step `k`, and what to log
-        "The iteration, and who entered"
+        self,
+        state: dict,  # state before step `k`
+        problem: Problem,  # the loss on the batch at hand
+        fisher: Tensor,  # Fisher information of the gates, shape [n]; not used
+        k: int,  # step, counted from 0
+        steps: int,  # number of steps of the run
+    ) -> tuple[dict, dict]:  # state after the step, and the numbers to log
+        "Take one step, and note which units entered."
         if k == 0:
-            s = {**s, **self.measure(s, problem, steps)}
-        now, how = Split(s["m"], s["v"], s["gamma"]), {x: s[x] for x in ("alpha", "nu", "lam")}
+            state = {**state, **self.measure(state, problem, steps)}
+        now = Split(state["m"], state["v"], state["gamma"])
+        how = {name: state[name] for name in ("alpha", "nu", "lam")}
+
         loss, grad = problem(now.m)
         height = energy(loss, now, how["nu"]).item()
         now = step(now, grad, self.kappa, **how)
         on = now.gamma != 0
-        entered = torch.where(on & s["entered"].isinf(), float(k + 1), s["entered"])
-        return {**s, **now._asdict(), "entered": entered}, dict(
-            loss=loss, energy=height, **how, support=int(on.sum())
-        )
+        entered = torch.where(on & state["entered"].isinf(), float(k + 1), state["entered"])
+
+        log = dict(loss=loss, energy=height, **how, support=int(on.sum()))
+        return {**state, **now._asdict(), "entered": entered}, log
 
 
 METHODS = {"clock": Clock, "plain": Plain}
 
 # %% ../../nbs/method/02_search.ipynb #d5b0a101
-def _random(data: Iterable, states: Tensor | None = None) -> Tensor:  # shape [2, bytes]
-    "The states of torch's global generator and of the loader's own; sets them first if `states` are given"
+def _random(data: Iterable, states: Tensor | None = None) -> Tensor:
+    """States of torch's global generator and of the loader's own, shape [2, bytes].
+
+    Sets them first if `states` are given. Each row is copied before, as torch reads the wrong
+    bytes from a view.
+    """
     own = getattr(data, "generator", None) or torch.Generator()
     if states is not None:
         torch.set_rng_state(states[0].clone())
-        own.set_state(states[1].clone())  # of a view torch reads the wrong bytes
+        own.set_state(states[1].clone())
     return torch.stack([torch.get_rng_state(), own.get_state()])
 
 
 def _from_all(x: Tensor, device: torch.device) -> Tensor:
-    "The rows of all processes, one below the other"
-    if (world := ranks()[1]) == 1:
+    "The rows of all processes, one below the other, on the CPU."
+    world = ranks()[1]
+    if world == 1:
         return x
-    all_ = [torch.empty_like(x, device=device) for _ in range(world)]
-    dist.all_gather(all_, x.to(device))
-    return torch.cat(all_).cpu()
+    rows = [torch.empty_like(x, device=device) for _ in range(world)]
+    dist.all_gather(rows, x.to(device))
+    return torch.cat(rows).cpu()
 
 # %% ../../nbs/method/02_search.ipynb #d5b0a102
-_RUN, _KEEP = "a search under way", 25  # kind of the file; steps between two writes of it
+_RUN = "a search under way"  # kind of the file
+_KEEP = 25  # steps between two writes of it
 
 
 @dataclass
 class Run:
-    "A search between two steps"
+    "A search between two steps."
 
-    h: Tensor  # Fisher information, shape [n]
-    state: dict[str, Tensor | float]  # of the method
-    random: Tensor  # how the random numbers stood at the start; a row for torch's and one for the loader's, shape [2 · world, bytes]
+    fisher: Tensor  # Fisher information of the gates, shape [n]
+    state: dict[str, Tensor | float]  # state of the method
+    random: Tensor  # random generators at the start, see `_random`; shape [2 · processes, bytes]
     k: int = 0  # steps taken
     trace: list[Tensor] = field(default_factory=list)  # mean gate of each pair, per step
     history: dict[str, list] = field(default_factory=dict)  # what the method logged, per step
 
-    def took(self, state: dict, log: dict[str, float], pairs: list[Pair]) -> None:
-        "A step was taken"
-        self.state, self.k = state, self.k + 1
-        self.trace.append(
-            torch.stack([x.mean() for x in state["m"].split([p.n for p in pairs])]).cpu()
-        )
-        for name, x in log.items():
-            self.history.setdefault(name, []).append(x)
+    def took(
+        self,
+        state: dict,  # state after the step
+        log: dict[str, float],  # what the method logged
+        pairs: list[Pair],  # the pairs that are searched
+    ) -> None:
+        "Note a step that was taken."
+        self.state = state
+        self.k += 1
+        gates = state["m"].split([p.n for p in pairs])
+        self.trace.append(torch.stack([x.mean() for x in gates]).cpu())
+        for name, value in log.items():
+            self.history.setdefault(name, []).append(value)
 
-    def path(self, pairs: list[Pair], info: dict) -> SolutionPath:
-        "What the steps taken say about the order"
-        entered = self.state["entered"].cpu() if "entered" in self.state else None
+    def path(
+        self,
+        pairs: list[Pair],  # the pairs that are searched
+        info: dict,  # how the path was made
+    ) -> SolutionPath:  # not attached to a model
+        "The path that the steps taken so far give."
         return SolutionPath(
             pairs,
             self.state["v"].cpu(),
-            self.h.cpu(),
+            self.fisher.cpu(),
             torch.stack(self.trace),
-            entered,
+            self.state["entered"].cpu() if "entered" in self.state else None,
             self.history,
             info,
         )
 
-    def save(self, file: str | os.PathLike, info: dict) -> None:
-        "Write the run, whole or not at all"
-        tensors = {
-            f"state.{name}": x for name, x in self.state.items() if isinstance(x, Tensor)
-        } | dict(h=self.h, random=self.random, trace=torch.stack(self.trace))
-        numbers = {name: x for name, x in self.state.items() if not isinstance(x, Tensor)}
-        save_tensors(
-            file,
-            tensors,
-            dict(kind=_RUN, info=info, k=self.k, numbers=numbers, history=self.history),
-        )
+    def save(
+        self,
+        file: str | os.PathLike,  # the checkpoint
+        info: dict,  # what the search depends on, see `load`
+    ) -> None:
+        "Write the run, whole or not at all."
+        tensors = dict(h=self.fisher, random=self.random, trace=torch.stack(self.trace))
+        numbers = {}
+        for name, value in self.state.items():
+            if isinstance(value, Tensor):
+                tensors[f"state.{name}"] = value
+            else:
+                numbers[name] = value
+        header = dict(kind=_RUN, info=info, k=self.k, numbers=numbers, history=self.history)
+        save_tensors(file, tensors, header)
 
     @classmethod
-    def load(cls, file: str | os.PathLike, info: dict, device) -> "Run":
-        "Read a run; `ValueError` if it is not the search of `info`"
+    def load(
+        cls,
+        file: str | os.PathLike,  # the checkpoint
+        info: dict,  # what the search that resumes depends on
+        device: torch.device,  # where the state should be
+    ) -> "Run":  # the run as it was saved
+        "Read a run; raises `ValueError` if it belongs to another search than that of `info`."
         tensors, header = load_tensors(file, _RUN)
-        if other := [
-            f"{k} {header['info'].get(k)!r}, here {v!r}"
-            for k, v in info.items()
-            if header["info"].get(k) != v
-        ]:
+        saved = header["info"]
+        other = [f"{k} {saved.get(k)!r}, here {v!r}" for k, v in info.items() if saved.get(k) != v]
+        if other:
             raise ValueError(
-                f"{file} is another search: {'; '.join(other)}. Ask for the same search, or name another file."
+                f"{file} is another search: {'; '.join(other)}."
+                " Ask for the same search, or name another file."
             )
         state = {
-            name[6:]: x.to(device) for name, x in tensors.items() if name.startswith("state.")
-        } | header["numbers"]
+            name.removeprefix("state."): x.to(device)
+            for name, x in tensors.items()
+            if name.startswith("state.")
+        }
         return cls(
             tensors["h"].to(device),
-            state,
+            state | header["numbers"],
             tensors["random"],
             header["k"],
             list(tensors["trace"]),
             header["history"],
         )
 
+# %% ../../nbs/method/02_search.ipynb #9c16a3d5
+def first_looks(
+    steps: int,  # number of steps of a search
+) -> int:  # at least 1
+    "Number of batches on which a search of `steps` measures the Fisher information."
+    return max(1, steps // 10, min(32, steps // 2))
+
 # %% ../../nbs/method/02_search.ipynb #13f98bda
-def _everything(
-    problem: Problem, data: Iterable, generator: torch.Generator
-) -> Tensor:  # shape [n]
-    "Fisher information of all that the model says, or of what `read` makes of it where nothing else is known"
-    first = next(data := iter(data))
+def _fisher_of_output(problem: Problem, batches: Iterable, generator: torch.Generator) -> Tensor:
+    """Fisher information of all that the model returns, shape [n].
+
+    Where only `read=` knows what the model returns, it is that of the features that it reads.
+    """
+    batches = iter(batches)
+    first = next(batches)
     whole = Problem(problem.model, problem.gates, amp=problem.amp)
     problem.gates.off()
     try:
@@ -271,67 +355,28 @@ def _everything(
         if problem.read is None:
             raise
         whole = problem
-    return fisher(whole, chain([first], data), generator).float()
+    return fisher(whole, chain([first], batches), generator).float()
 
-# %% ../../nbs/method/02_search.ipynb #9c16a3d5
-def first_looks(steps: int) -> int:
-    "Batches on which a search of `steps` measures the Fisher information"
-    return max(1, steps // 10, min(32, steps // 2))
-
-# %% ../../nbs/method/02_search.ipynb #f8e14411
-def _name(f: Callable) -> str:
-    return getattr(f, "__name__", type(f).__name__)
+# %% ../../nbs/method/02_search.ipynb #2c84e5f0
+def _name(function: Callable) -> str:
+    "The name of a function, or of an object's class."
+    return getattr(function, "__name__", type(function).__name__)
 
 
-def search(
-    model: nn.Module,  # a pretrained transformer; left as it was
-    data: Iterable,  # batches of inputs or of (inputs, targets), e.g. a DataLoader; with several processes, of this one
-    loss: Callable[[Tensor, Tensor], Tensor]
-    | None = None,  # `loss(output, targets)`; None: without labels, stay close to the dense model
-    steps: int
-    | str = 400,  # batches the run takes; "auto": double them until the order has settled
-    *,
-    read: Callable[[Any, Any], Tensor]
-    | None = None,  # (what the model returned, inputs) → the features that matter; None: see `answer`
-    pairs: list[Pair] | None = None,  # what to prune; everything that `find_pairs` finds
-    method: str = "clock",  # or "plain", the paper's iteration
-    seed: int = 0,  # of what the search itself draws (the order of the data is the loader's)
-    amp: torch.dtype
-    | str
-    | None = "auto",  # the type to run the model in, e.g. torch.bfloat16; "auto": bfloat16 on GPUs that have it; None: that of the weights
-    checkpoint: str
-    | os.PathLike
-    | None = None,  # a file: the run is kept there, and taken up from there if it exists
-    progress: bool = True,  # show a bar
-    **settings,  # of the method: see `Clock` and `Plain`
-) -> SolutionPath:  # attached to `model`
-    "One run over the data that orders all units of `model`; `SearchStopped` if the loss is not finite"
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
-    if steps == "auto":
-        return _until_settled(
-            model,
-            data,
-            loss,
-            read=read,
-            pairs=pairs,
-            method=method,
-            seed=seed,
-            amp=amp,
-            checkpoint=checkpoint,
-            progress=progress,
-            **settings,
-        )
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f'`steps` must be a positive whole number or "auto", got {steps!r}')
-    has_values(model)
-    how, pairs, device, (rank, world) = (
-        METHODS[method](**settings),
-        find_pairs(model) if pairs is None else list(pairs),
-        next(model.parameters()).device,
-        ranks(),
-    )
-    info = dict(
+def _precision(device: torch.device, amp: torch.dtype | str | None) -> torch.dtype | None:
+    'The type to run the model in; None: that of its weights. "auto": see `search`.'
+    if amp != "auto":
+        return amp
+    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if has_bf16 else None
+
+
+def _description(
+    model: nn.Module, pairs: list[Pair], how: Clock | Plain, steps: int, seed: int, *asked
+) -> dict:
+    "All that a search depends on, for `info`; `asked` are the method's name, loss, read and amp."
+    method, loss, read, amp = asked
+    return dict(
         model=name_of(model),
         fingerprint=fingerprint(model),
         units=sum(p.n for p in pairs),
@@ -341,75 +386,160 @@ def search(
         settings=asdict(how),
         loss="label-free" if loss is None else _name(loss),
         read="everything" if read is None else _name(read),
-        spp=version("spp"),
-        processes=world,
+        spp=__version__,
+        processes=ranks()[1],
+        precision=str(amp or next(model.parameters()).dtype).removeprefix("torch."),
     )
-    if amp == "auto":
-        amp = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else None
-    info["precision"] = str(amp or next(model.parameters()).dtype).removeprefix("torch.")
-    looks, stopped = first_looks(steps), None
+
+# %% ../../nbs/method/02_search.ipynb #5d0b9e27
+def _not_finite(state: dict, log: dict) -> str:
+    'What went wrong in a step, in words; "" if nothing did.'
+    if not math.isfinite(log["loss"]):
+        return f"the loss was {log['loss']:g}"
+    if not state["m"].isfinite().all():
+        return f"the loss was {log['loss']:g} but its gradient was not finite"
+    return ""
+
+
+def _take_steps(
+    run: Run,
+    how: Clock | Plain,
+    problem: Problem,
+    batches: Iterator,
+    pairs: list[Pair],
+    steps: int,
+    keep: Callable[[], None],
+    bar: tqdm,
+) -> str:
+    'Step `run` through `batches`, calling `keep` after each; what stopped it, "" if nothing did.'
+    for x, y in batches:
+        state, log = how.step(run.state, problem.batch(x, y), run.fisher, run.k, steps)
+        wrong = _not_finite(state, log)
+        if wrong:
+            return wrong
+        run.took(state, log, pairs)
+        keep()
+        bar.update()
+        bar.set_postfix(loss=f"{log['loss']:.3g}", gates=f"{state['m'].mean().item():.2f}")
+    return ""
+
+# %% ../../nbs/method/02_search.ipynb #7e9d24b0
+_STOPPED = (
+    "{what} at step {step} of {steps}: the search stopped there. The path of the {before} steps"
+    " before is in this error's `path`. Look for inputs that are not finite, run the model in"
+    " float32 (amp=None), or lower `safety`."
+)
+
+
+def _begin(
+    problem: Problem,
+    how: Clock | Plain,
+    batches: Iterator,
+    steps: int,
+    seed: int,
+    random: Tensor,
+) -> Run:
+    "A new run, after the Fisher information was measured on `batches`."
+    generator = torch.Generator().manual_seed(seed)
+    measured = _fisher_of_output(problem, batches, generator)
+    state = how.begin(measured, steps, generator)
+    return Run(measured, state, _from_all(random, next(problem.model.parameters()).device))
+
+
+def _bar(steps: int, done: int, progress: bool) -> tqdm:
+    "A progress bar, of the first process alone; TQDM_DISABLE=1 switches it off, too."
+    off = {} if progress and ranks()[0] == 0 else {"disable": True}
+    return tqdm(total=steps, initial=done, desc="search", leave=False, **off)
+
+# %% ../../nbs/method/02_search.ipynb #f8e14411
+def search(
+    model: nn.Module,  # a pretrained transformer; left as it was
+    data: Iterable,  # batches of inputs or (inputs, labels), e.g. a DataLoader; of this process
+    loss: Callable[[Tensor, Tensor], Tensor]
+    | None = None,  # of (output, labels); None: stay close to the dense model, without labels
+    steps: int | str = 400,  # batches the run takes; "auto": double until the order has settled
+    *,
+    read: Callable[[Any, Any], Tensor]
+    | None = None,  # (what the model returned, inputs) → features that matter, see `answer`
+    pairs: list[Pair] | None = None,  # what to prune; None: everything that `find_pairs` finds
+    method: str = "clock",  # or "plain", the paper's iteration
+    seed: int = 0,  # of what the search itself draws; the loader orders the data
+    amp: torch.dtype | str | None = "auto",  # type to run the model in; None: that of its weights
+    checkpoint: str | os.PathLike | None = None,  # file of the run; if it is there, resume from it
+    progress: bool = True,  # show a progress bar
+    **settings,  # of the method: see `Clock` and `Plain`
+) -> SolutionPath:  # attached to `model`
+    """One run over the data that orders all units of `model`.
+
+    `amp="auto"` means bfloat16 on GPUs that have it. Raises `SearchStopped` if the loss is not
+    finite; the path of the steps before is in its `path`.
+    """
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
+    if steps == "auto":
+        given = dict(read=read, pairs=pairs, method=method, seed=seed, amp=amp, progress=progress)
+        return _until_settled(model, data, loss, checkpoint, **given, **settings)
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f'`steps` must be a positive whole number or "auto", got {steps!r}')
+    has_values(model)
+    how = METHODS[method](**settings)
+    pairs = find_pairs(model) if pairs is None else list(pairs)
+    device = next(model.parameters()).device
+    amp = _precision(device, amp)
+    info = _description(model, pairs, how, steps, seed, method, loss, read, amp)
     run = Run.load(checkpoint, info, device) if checkpoint and Path(checkpoint).exists() else None
+
+    rank = ranks()[0]
     random = _random(data, None if run is None else run.random[2 * rank :][:2])
+    looks = first_looks(steps)
     batches = stream(data, looks + steps, device)
+
+    def keep():
+        if checkpoint and rank == 0 and (run.k % _KEEP == 0 or run.k == steps):
+            run.save(checkpoint, info)
+
     with gated(model, pairs) as gates:
         problem = Problem(model, gates, loss, read, amp)
         if run is None:
-            generator = torch.Generator().manual_seed(seed)
-            h = _everything(problem, islice(batches, looks), generator)
-            run = Run(h, how.begin(h, steps, generator), _from_all(random, device))
+            run = _begin(problem, how, islice(batches, looks), steps, seed, random)
         else:
-            next(islice(batches, looks + run.k - 1, None))  # what was seen is passed by
-        off = {} if progress and rank == 0 else {"disable": True}  # else TQDM_DISABLE decides
-        with tqdm(total=steps, initial=run.k, desc="search", leave=False, **off) as bar:
-            for x, y in batches:
-                state, log = how.step(run.state, problem.batch(x, y), run.h, run.k, steps)
-                if not math.isfinite(log["loss"]):
-                    stopped = f"the loss was {log['loss']:g}"
-                    break
-                if not state["m"].isfinite().all():
-                    stopped = f"the loss was {log['loss']:g} but its gradient was not finite"
-                    break
-                run.took(state, log, pairs)
-                if checkpoint and rank == 0 and (run.k % _KEEP == 0 or run.k == steps):
-                    run.save(checkpoint, info)
-                bar.update()
-                bar.set_postfix(loss=f"{log['loss']:.3g}", gates=f"{state['m'].mean().item():.2f}")
+            next(islice(batches, looks + run.k - 1, None))  # skip the batches already seen
+        with _bar(steps, run.k, progress) as bar:
+            stopped = _take_steps(run, how, problem, batches, pairs, steps, keep, bar)
     path = run.path(pairs, {**info, "steps": run.k}).attach(model) if run.k else None
     if stopped:
-        raise SearchStopped(
-            f"{stopped} at step {run.k + 1} of {steps}: the search stopped there. The path of the {run.k} steps before is in this error's `path`. "
-            "Look for inputs that are not finite, lower the precision's demands (float32), or lower `safety`.",
-            path,
-        )
+        text = _STOPPED.format(what=stopped, step=run.k + 1, steps=steps, before=run.k)
+        raise SearchStopped(text, path)
     return path
 
 # %% ../../nbs/method/02_search.ipynb #163d8a7e
-AUTO = (
-    100,
-    3200,
-    0.95,
-)  # steps of the first run, of the longest; Spearman correlation of two runs that agree
+# steps of the first run and of the longest; Spearman correlation of two runs that agree
+AUTO = (100, 3200, 0.95)
 
 
-def agreement(a: Tensor, b: Tensor) -> float:  # in [−1, 1]
-    "Spearman correlation of two scores of the same units, shape [n] each"
-    return torch.corrcoef(
-        torch.stack([x.cpu().double().argsort(stable=True).argsort().double() for x in (a, b)])
-    )[0, 1].item()
+def agreement(
+    a: Tensor,  # score of each unit, shape [n]
+    b: Tensor,  # another score of the same units, shape [n]
+) -> float:  # in [−1, 1]
+    "Spearman correlation of two scores of the same units."
+
+    def places(score):
+        return score.cpu().double().argsort(stable=True).argsort().double()
+
+    return torch.corrcoef(torch.stack([places(a), places(b)]))[0, 1].item()
 
 
-def _until_settled(model, data, loss, checkpoint=None, **kw) -> SolutionPath:
-    "Searches of 100, 200, … steps, until two in a row agree; the last one's path, with the agreements in its `info`"
-    (steps, most, enough), before, seen = AUTO, None, {}
+def _until_settled(model, data, loss, checkpoint, **kw) -> SolutionPath:
+    """The path of the last of several searches, of 100, 200, … steps.
+
+    It ends when two in a row agree; their agreements are in the path's `info["auto"]`.
+    """
+    steps, most, enough = AUTO
+    before = None
+    seen = {}
     while True:
-        path = search(
-            model,
-            data,
-            loss,
-            steps,
-            checkpoint=f"{checkpoint}.{steps}" if checkpoint else None,
-            **kw,
-        )
+        file = f"{checkpoint}.{steps}" if checkpoint else None
+        path = search(model, data, loss, steps, checkpoint=file, **kw)
         if before is not None:
             seen[str(steps)] = round(agreement(path.score, before.score), 4)
         path.info["auto"] = seen
