@@ -14,7 +14,9 @@ from torch import distributed as dist
 
 SECONDS = 300  # after which a process is ended
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["families", "spp"])
+CONTEXT.set_forkserver_preload(
+    ["torch.distributed.fsdp", "timm", "transformers", "open_clip.hf_model", "pytest", "sklearn"]
+)
 
 
 def _enter(function: Callable, args: tuple, rank: int, world: int, folder: str) -> None:
