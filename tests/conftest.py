@@ -1,7 +1,13 @@
 "Models and batches that the tests share"
 
+import sys
+from pathlib import Path
+
 import pytest
 from families import FAMILIES, randomised, small_vit
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / ".ci"))  # tools that tests look at
 
 
 @pytest.fixture(params=FAMILIES)
@@ -15,6 +21,16 @@ def family(request):
 def small():
     "A ViT that searches in a second, and batches for it"
     return small_vit()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    "The folder of the documentation site, built once from the stored notebooks"
+    from pages import build
+
+    out = tmp_path_factory.mktemp("site") / "_docs"
+    build(ROOT, out)
+    return out
 
 
 def pytest_configure(config):

@@ -65,7 +65,6 @@ class Source:
     "The code of a cell with its comments"
 
     def __init__(self, code: str):
-        self.code = code
         self.tree = ast.parse(code)
         self.tokens = list(tokenize.generate_tokens(io.StringIO(code).readline))
         self.comments = {
@@ -73,13 +72,26 @@ class Source:
             for token in self.tokens
             if token.type == tokenize.COMMENT
         }
+        self.bare = self.without_comments(code)
+
+    def without_comments(self, code: str) -> str:
+        "The same lines up to their comments"
+        lines = code.splitlines(keepends=True)
+        for token in self.tokens:
+            if token.type == tokenize.COMMENT:
+                row, column = token.start
+                lines[row - 1] = lines[row - 1][:column] + "\n"
+        return "".join(lines)
 
     def text(self, node: ast.AST | None) -> str:
-        "The source of a node in one line"
+        "The source of a node in one line, as if it had always been one"
         if node is None:
             return ""
-        lines = re.sub(r"\s+", " ", ast.get_source_segment(self.code, node)).strip()
-        return re.sub(r",? ([\])}])", r"\1", re.sub(r"([\[({]) ", r"\1", lines))
+        line = re.sub(r"\s+", " ", ast.get_source_segment(self.bare, node)).strip()
+        line = re.sub(r"([\[({]) ", r"\1", line)
+        if isinstance(node, ast.Tuple) and len(node.elts) == 1:
+            return line.replace(", )", ",)")
+        return re.sub(r",? ([\])}])", r"\1", line)
 
     def last_line(self, function: Function) -> int:
         "The line of the colon that ends a signature"
