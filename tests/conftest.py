@@ -1,4 +1,9 @@
-"Models and batches that the tests share"
+"Models and batches that the tests share."
+
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import sys
 from pathlib import Path
@@ -31,7 +36,3 @@ def site(tmp_path_factory):
     out = tmp_path_factory.mktemp("site") / "_docs"
     build(ROOT, out)
     return out
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slurm: needs a Slurm cluster, see tests/slurm")
