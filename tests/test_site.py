@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import pytest
 from PIL import Image, ImageDraw
-from site_builder.building import build, search_index
+from site_builder.building import build, check_links, search_index
 from site_builder.cells import is_plot, render, source_block
 from site_builder.formulas import mathml
 from site_builder.prose import Writer
@@ -435,8 +435,18 @@ def test_links_between_folders():
     here = Page("theory/pairs.ipynb", "", [], title="Pairs")
     writer = Writer([there, here])
     assert writer.link(here, "../method/02_search.ipynb#run") == "../method/search.html#run"
-    with pytest.raises(ValueError, match=r"pairs.ipynb links to x.ipynb, which has no place"):
-        writer.link(here, "x.ipynb")
+    assert writer.dead == []
+    writer.link(here, "x.ipynb")
+    there.body = ['<h2 id="run">Run</h2> <a href="#run">x</a> <a href="../theory/pairs.html">y</a>']
+    here.body = [
+        '<a href="../method/search.html#run">x</a> <a href="../method/search.html#no">y</a>'
+    ]
+    with pytest.raises(ValueError, match="2 links lead nowhere") as raised:
+        check_links([there, here], writer)
+    assert str(raised.value).splitlines()[1:] == [
+        "theory/pairs.ipynb links to x.ipynb, which is not in the sidebar",
+        "theory/pairs.ipynb links to ../method/search.html#no, where nothing is called so",
+    ]
 
 
 # --- formulas and pictures --------------------------------------------------------------------

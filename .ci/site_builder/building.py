@@ -1,9 +1,13 @@
 "All pages, written to a folder"
 
+import html
 import json
+import posixpath
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import yaml
 
@@ -60,6 +64,29 @@ def merged(page: Page) -> list:
     return list(parts.values())
 
 
+def dead_anchors(pages: list[Page]) -> Iterator[str]:
+    "Links to headings and cards that no page has"
+    known = {page.url: set(re.findall(r' id="([^"]+)"', "".join(page.body))) for page in pages}
+    for page in pages:
+        for href in re.findall(r'<a [^>]*href="([^"]*)"', "".join(page.body)):
+            file, _, anchor = html.unescape(href).partition("#")
+            folder = posixpath.dirname(page.url)
+            target = posixpath.normpath(posixpath.join(folder, file)) if file else page.url
+            if anchor and target in known and unquote(anchor) not in known[target]:
+                yield f"{page.book} links to {href}, where nothing is called so"
+
+
+def check_links(pages: list[Page], writer: Writer) -> None:
+    "`ValueError` with every link that leads nowhere"
+    dead = [*dict.fromkeys(writer.dead), *dict.fromkeys(dead_anchors(pages))]
+    if dead:
+        lines = "\n".join(dead)
+        raise ValueError(
+            f"{len(dead)} links lead nowhere; notebooks have their place in _quarto.yml, headings"
+            f" and cards are anchors:\n{lines}"
+        )
+
+
 def write_pages(pages: list[Page], writer: Writer, site: dict, repo: str, folder: Path) -> None:
     "Write pages, their Markdown copies and their pictures"
 
@@ -69,7 +96,6 @@ def write_pages(pages: list[Page], writer: Writer, site: dict, repo: str, folder
         target.write_bytes(content if isinstance(content, bytes) else content.encode())
 
     for page in pages:
-        render(writer, page)
         put(page.url, framed(page, pages, writer, site, repo))
         put(address(page.book, ".md"), "\n".join(page.copy))
         for file, content in page.files.items():
@@ -83,13 +109,20 @@ def write_pages(pages: list[Page], writer: Writer, site: dict, repo: str, folder
 
 
 def build(root: Path, out: Path) -> list[Page]:
-    "Write the site into `out`; `ValueError` if that holds something else"
+    """Write the site into `out`.
+
+    Raises `ValueError` if `out` holds something else, or if a link leads nowhere.
+    """
     refuse_other(out)
     site = yaml.safe_load((root / "_quarto.yml").read_text(encoding="utf-8"))["website"]
     pages = load(root)
+    writer = Writer(pages)
+    for page in pages:
+        render(writer, page)
+    check_links(pages, writer)
     new = out.with_name(out.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
-    write_pages(pages, Writer(pages), site, repository(root), new)
+    write_pages(pages, writer, site, repository(root), new)
     shutil.rmtree(out, ignore_errors=True)
     new.rename(out)
     return pages

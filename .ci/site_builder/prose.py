@@ -139,7 +139,7 @@ def code_block(_renderer, tokens, i, _options, _env) -> str:
 
 
 class Writer:
-    "Markdown to HTML, for pages that know each other"
+    "Markdown to HTML, for pages that know each other; what leads nowhere is noted in `dead`"
 
     def __init__(self, pages: list[Page]):
         self.books = {page.book: page for page in pages}
@@ -147,6 +147,7 @@ class Writer:
         for page in pages:
             for api in page.cards:
                 self.names.setdefault(api.name, []).append(Place(page, api))
+        self.dead: list[str] = []  # links to notebooks that have no page
         self.md = parser()
 
     def markdown(self, page: Page, source: str, taken: set[str]) -> str:
@@ -177,9 +178,7 @@ class Writer:
                 parts.pop()
         book = "/".join(parts)
         if book not in self.books:
-            raise ValueError(
-                f"{page.book} links to {href}, which has no place in the sidebar of _quarto.yml"
-            )
+            self.dead.append(f"{page.book} links to {href}, which is not in the sidebar")
         return page.up + address(book, ending) + hash_ + anchor
 
     def places(self, page: Page, name: str) -> list[Place]:
