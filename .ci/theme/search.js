@@ -36,6 +36,7 @@ const SYNONYMS = {
   llama: ["llm"],
   llm: ["language"],
   neuron: ["unit"],
+  number: ["results"],
   pick: ["choose"],
   preempt: ["resume"],
   quickstart: ["start"],
@@ -60,6 +61,7 @@ const FIELDS = {
   heading: { weight: 6, length: 0.4 },
   title: { weight: 4, length: 0.3 },
   about: { weight: 2, length: 0.3 },
+  section: { weight: 1.5, length: 0 },
   words: { weight: 1, length: 0.7 },
   code: { weight: 0.2, length: 0.7 },
 };
@@ -100,11 +102,11 @@ function stem(word) {
   return root;
 }
 
-// `SolutionPath.cut` → solutionpath, solution, path, cut; fine-tune → finetune, fine, tune
+// `SolutionPath.cut` → solutionpath, solution, path, cut; fine-tune → finetune, fine, tune; 2:4 → 24
 function words(text) {
   const found = [];
-  for (const [whole] of text.matchAll(/[\p{L}\p{N}]+(?:[-_'’][\p{L}\p{N}]+)*/gu)) {
-    const parts = whole.replace(/['’]s$/, "").split(/[-_'’]|(?<=[a-z])(?=[A-Z][a-z])/);
+  for (const [whole] of text.matchAll(/[\p{L}\p{N}]+(?:[-_:'’][\p{L}\p{N}]+)*/gu)) {
+    const parts = whole.replace(/['’]s$/, "").split(/[-_:'’]|(?<=[a-z])(?=[A-Z][a-z])/);
     if (parts.length > 1) found.push(parts.join("").toLowerCase());
     found.push(...parts.map(part => part.toLowerCase()));
   }
@@ -155,12 +157,14 @@ function prepare(index) {
   for (const page of index) {
     const title = counted(page.title, lexicon);
     const about = counted(page.about, lexicon);
+    const section = counted(page.section, lexicon);
     const all = { heading: "", words: "", code: "" };
     for (const [anchor, heading, prose, code, isApi] of page.parts) {
       const fields = {
         heading: counted(heading, lexicon),
         title,
-        about: counted("", lexicon),
+        about: counted("", lexicon), // that of its page counts for the page as a whole
+        section,
         words: counted(prose, lexicon),
         code: counted(code, lexicon),
       };
@@ -169,7 +173,7 @@ function prepare(index) {
       all.words += " " + prose;
       all.code += " " + code;
     }
-    const fields = { title, about };
+    const fields = { title, about, section };
     for (const name of ["heading", "words", "code"]) fields[name] = counted(all[name], lexicon);
     pages.push({ page, fields });
   }
