@@ -102,7 +102,7 @@ function stem(word) {
   return root;
 }
 
-// `SolutionPath.cut` → solutionpath, solution, path, cut; fine-tune → finetune, fine, tune; 2:4 → 24
+// `SolutionPath.cut` → solutionpath, solution, path, cut; fine-tune → finetune, fine, tune
 function words(text) {
   const found = [];
   for (const [whole] of text.matchAll(/[\p{L}\p{N}]+(?:[-_:'’][\p{L}\p{N}]+)*/gu)) {
