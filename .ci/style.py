@@ -77,10 +77,10 @@ def notebooks(root: Path) -> list[Path]:
 
 
 def scripts(root: Path) -> list[Path]:
-    "Tests and tools: Python, and what the site is drawn with"
-    found = [p for folder in ("tests", ".ci") for p in (root / folder).rglob("*.py")]
-    theme = [p for kind in ("js", "css", "html") for p in (root / ".ci/theme").glob(f"*.{kind}")]
-    return sorted(found + theme) + [root / "setup.py"]
+    "Tests and tools: Python, shell, and what the site is drawn with"
+    kinds = (".py", ".js", ".css", ".html", "")
+    files = [p for folder in ("tests", ".ci") for p in (root / folder).rglob("*") if p.is_file()]
+    return sorted(p for p in files if p.suffix in kinds) + [root / "setup.py"]
 
 
 def joins(code: str) -> int:
