@@ -147,8 +147,8 @@ def test_reading_order():
         inside = [book.rpartition("/")[0] for book in books if "/" in book]
         assert len(set(inside)) <= 1, f"{section} mixes {set(inside)}"
         folders += [folder for folder, _ in groupby(inside)]
-        numbered = [book for book in books if re.search(r"/\d\d_", book)]
-        assert numbered == sorted(numbered), section
+        numbers = re.findall(r"/(\d\d)_", " ".join(books))
+        assert numbers == sorted(numbers), section
     assert len(set(folders)) == len(folders)
     assert set(ROOMS) <= set(folders)
 
