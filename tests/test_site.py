@@ -102,6 +102,7 @@ def test_page_is_whole(site, page):
             f"a figure of {url} has no words: write `#| fig-alt: …` into its cell"
         )
     assert not re.search(r'<(script|link|img)[^>]*(src|href)="(https?:)?//', text)
+    assert not re.search(r"&lt;(Axes|Figure|function)\b|object at 0x", text), "a stray output"
 
 
 def test_contents_list_every_heading(page):
@@ -382,7 +383,7 @@ def test_answers_fold():
     "`<details>` with a `<summary>` is the one piece of HTML; the search knows what is inside"
     page, body = made("# A\n\n> B", ANSWER)
     assert len(re.findall(r'<details class="answer">\s*<summary>Answer</summary>', body)) == 1
-    assert "<summary>Why <code>f</code></summary>" in body
+    assert """<summary>Why <code class="whole">f</code></summary>""" in body
     assert body.count("</details>") == 2
     assert "<strong>forty-two</strong>" in body
     assert "&lt;b&gt;this&lt;/b&gt;" in body

@@ -43,7 +43,8 @@ def card(writer: Writer, page: Page, api: Api) -> str:
     rows = [parameter_row(writer, page, row) for row in api.params]
     if api.returns.meaning or (api.returns.type not in ("", "None") and not is_property(api)):
         meaning = writer.inline(page, api.returns.meaning)
-        rows.append(table_row("<i>returns</i>", code_tag(api.returns.type), meaning))
+        name = "<i>value</i>" if is_property(api) else "<i>returns</i>"
+        rows.append(table_row(name, code_tag(api.returns.type), meaning))
     table = f'<table class="params"><tbody>{"".join(rows)}</tbody></table>' if rows else ""
     doc = writer.markdown(page, indented_as_code(api.doc), set())
     tag = "h4" if api.in_class else "h3"

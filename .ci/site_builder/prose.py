@@ -19,6 +19,7 @@ from .signatures import Api
 from .sources import Found, Page, address
 
 KINDS = ("qk", "vo", "mlp", "glu")  # of pairs; functions of these names are not meant
+SHORT = 24  # characters of code that are not broken, even on a phone
 FILES = re.compile(r"\.(json|py|ipynb|csv|html|md)$")
 
 
@@ -101,6 +102,7 @@ def parser() -> MarkdownIt:
     md.use(dollarmath_plugin, allow_space=True, double_inline=True)
     inside = {"alt": ["paragraph", "reference", "blockquote", "list"]}
     md.block.ruler.before("fence", "details", details, inside)
+    md.add_render_rule("code_inline", code_inline)
     md.add_render_rule("math_inline", in_line)
     md.add_render_rule("math_inline_double", displayed)
     md.add_render_rule("math_block", displayed)
@@ -109,6 +111,16 @@ def parser() -> MarkdownIt:
     md.add_render_rule("fence", fence)
     md.add_render_rule("code_block", code_block)
     return md
+
+
+def inline_code(code: str) -> str:
+    "Code in a line of prose; what is short stays on one line"
+    whole = ' class="whole"' if len(code) <= SHORT else ""
+    return f"<code{whole}>{html.escape(code)}</code>"
+
+
+def code_inline(_renderer, tokens, i, _options, _env) -> str:
+    return inline_code(tokens[i].content)
 
 
 def in_line(_renderer, tokens, i, _options, _env) -> str:
@@ -233,10 +245,8 @@ class Writer:
                 to = self.symbol(page, child.content)
                 if to:
                     child.type = "html_inline"
-                    code = html.escape(child.content)
-                    child.content = (
-                        f'<a class="sym" href="{html.escape(to)}"><code>{code}</code></a>'
-                    )
+                    code = inline_code(child.content)
+                    child.content = f'<a class="sym" href="{html.escape(to)}">{code}</a>'
 
     def name_heading(self, page: Page, token: Token, inside: Token, taken: set[str]) -> None:
         "Give a heading its anchor"

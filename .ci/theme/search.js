@@ -67,6 +67,9 @@ const FIELDS = {
 };
 const SATURATION = 1.6;
 const PAGE_SHARE = 0.8; // of the score of all words of a page, beside that of its best part
+// parts of a page that name other pages
+const ASIDE = /^(exercises|left out|what (this|these) .* not show|read on)/i;
+const ASIDE_WEIGHT = 0.6;
 const SECTIONS = { "Start here": 1.15, Reference: 1.1, Theory: 0.9, "The lab": 0.75 };
 
 // --- words ---------------------------------------------------------------------------------
@@ -277,6 +280,7 @@ function search(prepared, text) {
   for (const part of prepared.parts.documents) {
     let value = score(part, prepared.parts, question);
     if (!value) continue;
+    if (ASIDE.test(part.heading)) value *= ASIDE_WEIGHT;
     if (sameWords(part.heading, question)) value *= isDefinition && !part.isApi ? 2.5 : 1.6;
     if (isDefinition && part.page.title === "Glossary") value *= 1.5;
     if (!byPage.has(part.page)) byPage.set(part.page, []);
