@@ -125,7 +125,7 @@ def recipes():
 
     import pandas as pd
 
-    from spp.llm.llm import LLM_RECIPES
+    from spp.llm.running import LLM_RECIPES
     from spp.running.recipes import recipes as table
 
     typer.echo(
@@ -300,7 +300,7 @@ def llm(
       spp llm MODEL --calibration wikitext2 --params 0.8 --repair --out runs/smaller
       srun --gpus 1 --mem 64G spp llm llama2_7b --repair --device cuda --tasks paper --out runs/llama2_7b
     """
-    from spp.llm.llm import TASKS, run_llm
+    from spp.llm.running import TASKS, run_llm
 
     r = _told(
         lambda: run_llm(
