@@ -328,8 +328,11 @@ def provenance(
     cuda = str(device).startswith("cuda")
     return dict(
         revision=_revision(),
-        versions={name: version(name) for name in ("spp", "torch", "timm", "numpy")}
-        | {"python": platform.python_version()},
+        versions={
+            "spp": spp.__version__,
+            **{name: version(name) for name in ("torch", "timm", "numpy")},
+            "python": platform.python_version(),
+        },
         device=torch.cuda.get_device_name(device) if cuda else f"{platform.machine()} CPU",
         threads=torch.get_num_threads(),
         seed=seed,

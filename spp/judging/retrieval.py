@@ -95,7 +95,7 @@ def effective(
     deviation = torch.zeros(groups, dtype=torch.float64)
     deviation.index_add_(0, group.cpu(), (hit - p).cpu())
     variance = groups / (groups - 1) * deviation.square().sum().item() / n**2
-    return min(max(p * (1 - p) / max(variance, 1e-12), groups), n)
+    return float(min(max(p * (1 - p) / max(variance, 1e-12), groups), n))
 
 # %% ../../nbs/judging/02_retrieval.ipynb #53b743ae
 def _owners(image_features: Tensor, text_features: Tensor, owner: Tensor | None) -> Tensor:

@@ -7,12 +7,13 @@ __all__ = ['app', 'demo', 'show', 'recipes', 'run', 'llm', 'jobs', 'report', 'be
 
 # %% ../../nbs/running/03_cli.ipynb #14f408b3
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer import Argument, Option, echo
+
+from .. import __version__
 
 # %% ../../nbs/running/03_cli.ipynb #97ab9d56
 app = typer.Typer(
@@ -37,7 +38,7 @@ Examples:
   spp report runs/deit_small      write report.html and report.csv
   spp bench digits                measure results/digits.json again
   spp llm MODEL --calibration c4 --sparsity 0.5 --repair --out runs/half
-                                  set half of a language model's weights to zero
+                                  zero half of a language model's weights
 """,
 )
 
@@ -53,7 +54,7 @@ def _told(function: Callable, *args, **kwargs) -> Any:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        echo(f"spp {version('spp')}")
+        echo(f"spp {__version__}")
         raise typer.Exit()
 
 
@@ -197,7 +198,7 @@ def run(
       spp run deit_small --data /data/cifar --name torch/cifar10 --finetune 30
       spp run deit_small --data /data/imagenet --seed 0 --seed 1 \\
           --cluster slurm --gpus 4 --constraint a100 --partition gpu --hours 72
-      torchrun --nproc-per-node 4 $(which spp) run deit_small --data /data/imagenet
+      torchrun --nproc-per-node 4 $(which spp) run deit_small --data /imagenet
     """
     from spp.running.slurm import here
 
@@ -265,8 +266,8 @@ def llm(
     Examples:
       spp llm HuggingFaceTB/SmolLM2-135M --calibration notes.txt --sparsity 0.5 \\
           --repair --out runs/half
-      spp llm MODEL --calibration c4 --pattern 2:4 --repair --device cuda --out runs/24
-      spp llm MODEL --calibration wikitext2 --params 0.8 --repair --out runs/smaller
+      spp llm MODEL --calibration c4 --pattern 2:4 --repair --out runs/24
+      spp llm MODEL --calibration wikitext2 --params 0.8 --repair --out runs/80
       srun --gpus 1 --mem 64G spp llm llama2_7b --repair --device cuda \\
           --tasks paper --out runs/llama2_7b
     """

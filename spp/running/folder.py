@@ -40,7 +40,7 @@ def write_json(
 @contextmanager
 def alone(
     out: Path,  # folder of the run
-) -> Iterator[None]:
+) -> Iterator[None]:  # for `with`
     "Hold the lock of `out`; `RuntimeError` if another process holds it."
     with open(out / ".lock", "a+") as f:
         try:
@@ -81,7 +81,7 @@ def remember(
 def timed(
     out: Path,  # folder of the run
     stage: str,  # a key of `times.json`
-) -> Iterator[None]:
+) -> Iterator[None]:  # for `with`
     "Add the seconds of the block to `stage`, unless the block took less than half a second."
     since = time.time()
     try:

@@ -196,7 +196,7 @@ def _submit(executor: Any, tasks: list[Job]) -> list:
         said = re.sub(r"\n+", " ", str(error)).strip()
         raise RuntimeError(f"Slurm refused the job: {said}") from error
 
-# %% ../../nbs/running/01_slurm.ipynb #5c2e8d1c
+# %% ../../nbs/running/01_slurm.ipynb #1b2c09de
 def _remember_jobs(folder: Path, cluster: str, submitted: list, runs: list[dict]) -> None:
     "Add the submitted jobs to the list in `folder`"
     file = folder / "jobs.json"
@@ -225,8 +225,8 @@ def launch(
         import_module("submitit")
     except ImportError as error:
         raise ImportError(
-            "submitit submits the jobs and is not installed: `pip install submitit`,"
-            " or run without --cluster"
+            "submitit submits the jobs and is not installed:"
+            " `pip install 'solution-path-pruning[slurm]'`, or run without --cluster"
         ) from error
     _check_cluster(cluster, runs, resources, at_once)
     executor = _executor(cluster, resources, folder, at_once)
