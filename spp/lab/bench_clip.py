@@ -297,7 +297,7 @@ def drawn(size: int = 48) -> Named:
     "32 coloured shapes in two styles"
     from PIL import Image, ImageDraw
 
-    from spp.judging.retrieval import _COLOURS
+    from spp.judging.caption_files import COLOURS
 
     names, tags, styles = [], [], {"flat": [], "outlined": []}
     m = size // 5
@@ -310,7 +310,7 @@ def drawn(size: int = 48) -> Named:
             [(size // 2, m), (size - m, size - m), (m, size - m)], **k
         ),
     }
-    for colour, rgb in _COLOURS.items():
+    for colour, rgb in COLOURS.items():
         for shape, draw in shapes.items():
             names.append(f"{colour} {shape}")
             tags.append([colour, shape, "round" if shape == "disc" else "straight"])
