@@ -1,4 +1,9 @@
-"Models and batches that the tests share"
+"Models and batches that the tests share."
+
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from families import FAMILIES, randomised, small_vit
@@ -15,7 +20,3 @@ def family(request):
 def small():
     "A ViT that searches in a second, and batches for it"
     return small_vit()
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slurm: needs a Slurm cluster, see tests/slurm")
