@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADAPTERS', 'Pair', 'split_units', 'sites', 'adapter_of', 'unwrapped', 'has_values', 'find_pairs', 'opened',
-           'mlp_pair', 'resized', 'take', 'padded', 'align_up', 'resize', 'cut', 'fingerprint']
+           'mlp_pair', 'resized', 'take', 'padded', 'align_up', 'resize', 'cut', 'unit_weights', 'fingerprint']
 
 # %% ../../nbs/models/00_pairs.ipynb #e5fa1e28
 import hashlib
@@ -293,6 +293,16 @@ def cut(
         name = _dotted(pair.block, name)
         model.set_submodule(name, take(model.get_submodule(name), index, dim))
     return {"hidden": n}
+
+# %% ../../nbs/models/00_pairs.ipynb #17aba5a9
+def unit_weights(
+    model: nn.Module,  # any model
+    pair: Pair,  # a pair of `mlp_pair`
+) -> tuple[Tensor, Tensor]:  # of the first and the second layer, shape [n, …] each
+    "One row of weights per unit: what makes it, and what consumes it"
+    first = model.get_submodule(_dotted(pair.block, pair.first))
+    second = model.get_submodule(_dotted(pair.block, pair.second))
+    return first.weight, second.weight.T
 
 # %% ../../nbs/models/00_pairs.ipynb #525673a9
 def fingerprint(
