@@ -170,7 +170,7 @@ def stock_config(
             other[part] = left
     return config, other
 
-# %% ../../nbs/models/04_transformers_build.ipynb #2333eb7c
+# %% ../../nbs/models/04_transformers_build.ipynb #7b2f078e
 @contextmanager
 def configured(
     model: nn.Module,  # a model of transformers
@@ -207,7 +207,7 @@ def write_config(
 def from_stock(
     folder: Path,  # holds `config.json` and weights that transformers can load
     d: dict,  # what `describe` said of the model
-) -> nn.Module:
+) -> nn.Module:  # of the class that the description names
     "The model that transformers makes of `folder`"
     model = getattr(transformers, d["class"]).from_pretrained(folder, **d["options"])
     for x in [*model.parameters(), *model.buffers()]:

@@ -134,7 +134,7 @@ def resize_heads(
     )
     return None
 
-# %% ../../nbs/models/04_transformers_heads.ipynb #509fbbc9
+# %% ../../nbs/models/04_transformers_heads.ipynb #64b1041d
 @dataclass(frozen=True)
 class Kept:
     "The rows and columns that stay in an attention layer; −1 stands for zeros"
@@ -163,7 +163,7 @@ def kept_dimensions(
     a: Heads,  # of the layer
     masks: list[Tensor],  # of qk, where it can be cut, and of vo; boolean, [groups, dim]
     align: int = 1,  # the width is filled up with zeros to a multiple of it
-) -> Kept:
+) -> Kept:  # rows and columns that stay
     "What the masks leave of a layer"
     vo, readers = masks[-1], a.n // a.groups
     groups = vo.any(1).nonzero()[:, 0] if vo.any() else vo.new_zeros(1, dtype=torch.long)
