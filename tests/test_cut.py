@@ -10,10 +10,11 @@ from spp import cut, find_pairs, gated
 from spp.cutting.budget import Steps, cost_of, macs_of, params_of
 from spp.method.objective import answer
 from spp.method.path import SolutionPath
-from spp.models.open_clip import HeadAttention
+from spp.models.open_clip_heads import HeadAttention
 from spp.models.pairs import adapter_of, opened, split_units
-from spp.models.timm import Narrow
-from spp.models.transformers import NoHeads, Outputs, Values
+from spp.models.timm_heads import Narrow
+from spp.models.transformers_heads import NoHeads
+from spp.models.transformers_layers import Outputs, Values
 
 
 def masks(pairs):
