@@ -1000,7 +1000,8 @@ def run_llm(
 
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from spp.cutting.cut import save, save_pretrained
+    from spp.cutting.files import save
+    from spp.cutting.pretrained import save_pretrained
     from spp.judging.evaluate import provenance
     from spp.method.search import first_looks, search
 

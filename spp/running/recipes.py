@@ -22,8 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..cutting.budget import macs_of, params_of
-from ..cutting.cut import load, save
-from ..cutting.files import replacing
+from ..cutting.files import load, replacing, save
 from ..cutting.latency import relative_latency
 from ..judging.data import images
 from ..judging.evaluate import accuracy, evaluate, provenance

@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from ..cutting.budget import cost_of
 from ..cutting.cut import cut as cut_model
-from ..cutting.cut import load as load_model
-from ..cutting.cut import save as save_model
+from ..cutting.files import load as load_model
+from ..cutting.files import save as save_model
 from ..cutting.files import claim, replacing
 from ..method.objective import ranks
 from ..method.path import SolutionPath
