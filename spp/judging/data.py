@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 from tqdm.auto import tqdm
 
-from ..cutting.cut import load
+from ..cutting.files import load
 from ..method.objective import ranks
 
 # %% ../../nbs/judging/00_data.ipynb #238ee7f6

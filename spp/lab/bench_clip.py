@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..cutting.budget import params_of
-from ..cutting.cut import load, save
-from ..cutting.files import replacing
+from ..cutting.files import load, replacing, save
 from ..judging.baselines import baseline
 from ..judging.evaluate import evaluate, provenance
 from .samples import Named, dinov2, emoji, minilm

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..cutting.budget import macs_of, params_of
-from ..cutting.cut import load, save
-from ..cutting.files import replacing
+from ..cutting.files import load, replacing, save
 from ..cutting.latency import relative_latency
 from ..judging.caption_files import made_up
 from ..judging.caption_loader import captions
