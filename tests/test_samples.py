@@ -45,7 +45,7 @@ def test_minilm_knows_neighbours_in_meaning():
 
 
 def test_smollm2_predicts_articles():
-    "and not their tokens in another order"
+    "The perplexity of an article is below 40, that of its shuffled tokens above"
     model, tokenizer = fetched(smollm2)
     text = fetched(wikipedia)[0][:4000]
     ids = tokenizer(text, return_tensors="pt").input_ids[:, :512]
