@@ -3,8 +3,10 @@ __version__ = "0.1.0"
 
 from spp.models.pairs import Pair, find_pairs, mlp_pair
 from spp.models.gates import gated
-from spp.cutting.cut import Cut, cut, load, save, save_pretrained
+from spp.cutting.cut import Cut, cut
 from spp.cutting.latency import summary
+from spp.cutting.files import load, save
+from spp.cutting.pretrained import save_pretrained
 from spp.method.path import SolutionPath
 from spp.method.objective import SearchStopped
 from spp.method.search import search

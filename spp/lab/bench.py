@@ -28,8 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm.auto import tqdm
 
 from ..cutting.budget import macs_of, params_of
-from ..cutting.cut import save
-from ..cutting.files import replacing
+from ..cutting.files import replacing, save
 from ..cutting.latency import kernels, relative_latency
 from ..judging.baselines import baseline, torch_pruning
 from ..judging.data import digits, digits_vit

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..cutting.budget import params_of
-from ..cutting.cut import load, save
-from ..cutting.files import replacing
+from ..cutting.files import load, replacing, save
 from ..judging.baselines import baseline
 from ..judging.evaluate import evaluate, provenance
 from .samples import Named, dinov2, emoji, minilm
@@ -297,7 +296,7 @@ def drawn(size: int = 48) -> Named:
     "32 coloured shapes in two styles"
     from PIL import Image, ImageDraw
 
-    from spp.judging.retrieval import _COLOURS
+    from spp.judging.caption_files import COLOURS
 
     names, tags, styles = [], [], {"flat": [], "outlined": []}
     m = size // 5
@@ -310,7 +309,7 @@ def drawn(size: int = 48) -> Named:
             [(size // 2, m), (size - m, size - m), (m, size - m)], **k
         ),
     }
-    for colour, rgb in _COLOURS.items():
+    for colour, rgb in COLOURS.items():
         for shape, draw in shapes.items():
             names.append(f"{colour} {shape}")
             tags.append([colour, shape, "round" if shape == "disc" else "straight"])

@@ -17,8 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..cutting.budget import params_of
-from ..cutting.cut import save
-from ..cutting.files import claim, replacing
+from ..cutting.files import claim, replacing, save
 from ..cutting.latency import relative_latency
 from ..judging.baselines import baseline
 from ..judging.data import digits, digits_vit
