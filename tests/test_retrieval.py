@@ -325,6 +325,16 @@ save_file(y, sys.argv[1] + "/y")
 """
 
 
+def test_a_cut_clip_is_loaded(small, coco, tmp_path):
+    "Saved and loaded here, it has the same scores"
+    cut_model, _, _ = half(small)
+    save(cut_model, tmp_path / "half")
+    test = captions(coco, cut_model, False, workers=0)
+    again = evaluate(load(tmp_path / "half"), test, "retrieval")
+    assert again == evaluate(cut_model, test, "retrieval")
+
+
+@pytest.mark.slow
 def test_a_cut_clip_in_a_new_process(clip, coco, tmp_path):
     "Saved and loaded, there and here, it returns the same bits and scores"
     cut_model, _, _ = half(clip)
