@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..cutting.cut import save, save_pretrained
+from ..cutting.files import save
+from ..cutting.pretrained import save_pretrained
 from ..cutting.files import claim, replacing
 from ..judging.evaluate import provenance
 from .masks import check_sparsity, parse_pattern
