@@ -68,7 +68,7 @@ const FIELDS = {
 const SATURATION = 1.6;
 const PAGE_SHARE = 0.8; // of the score of all words of a page, beside that of its best part
 // who asks for numbers wants pages of results
-const NUMBERS = /\b(numbers?|results?|tables?|figures?|benchmarks?|measured|how (fast|good|much))\b/i;
+const NUMBERS = /\b(numbers?|results?|tables?|benchmarks?|measured|how (fast|good|much))\b/i;
 const NUMBERS_WEIGHT = 1.4;
 // parts of a page that name other pages
 const ASIDE = /^(exercises|left out|what (this|these) .* not show|read on)/i;
