@@ -5,8 +5,14 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import sys
+from pathlib import Path
+
 import pytest
 from families import FAMILIES, randomised, small_vit
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / ".ci"))  # tools that tests look at
 
 
 @pytest.fixture(params=FAMILIES)
@@ -20,3 +26,13 @@ def family(request):
 def small():
     "A ViT that searches in a second, and batches for it"
     return small_vit()
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    "The folder of the documentation site, built once from the stored notebooks"
+    from pages import build
+
+    out = tmp_path_factory.mktemp("site") / "_docs"
+    build(ROOT, out)
+    return out

@@ -6,13 +6,14 @@ import torch
 import transformers as hf
 from open_clip.hf_model import HFTextEncoder
 from open_clip.timm_model import TimmModel
+from packaging.version import Version
 from timm.models import VisionTransformer
 
 from spp.method.objective import answer
 
 
 def randomised(model, seed=0):
-    "`model` with random parameters, large enough that every unit, bias and norm shows in the output"
+    "`model` with random parameters, so large that every unit, bias and norm shows in the output"
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -132,8 +133,10 @@ FAMILIES = {
     "eva": _vit("eva_giant_patch14_224", img_size=28),
     "eva02": _vit("eva02_tiny_patch14_224", img_size=28),
     "eva02_split": _vit("eva02_base_patch14_224", img_size=28, scale_mlp=False, swiglu_align_to=8),
-    "rope_mixed": _vit("vit_small_patch16_rope_mixed_224"),
 }
+# Older versions of timm run their mixed rotary models in float32 only, dense or cut
+if Version(timm.__version__) >= Version("1.0.31"):
+    FAMILIES["rope_mixed"] = _vit("vit_small_patch16_rope_mixed_224")
 
 
 # --- models of transformers -----------------------------------------------------------------

@@ -1,4 +1,4 @@
-"Budgets: what is asked is met from below, within one percent, on models of real shape; and contradictions are said"
+"Budgets are met from below, within one percent, on models of real shape; contradictions are told"
 
 import random
 import subprocess
@@ -16,79 +16,83 @@ from spp.cutting.budget import cost_of, macs_of, params_of, solve, unit_costs
 from spp.method.path import SolutionPath
 from spp.models.pairs import adapter_of
 
+
+def clip_vit_b_32():
+    vision = open_clip.model.CLIPVisionCfg(layers=12, width=768, patch_size=32)
+    text = open_clip.model.CLIPTextCfg(layers=12, width=512, heads=8)
+    return open_clip.CLIP(512, vision, text)
+
+
 _TEXT = dict(hidden_size=768, num_attention_heads=12)
+_LLAMA = dict(_TEXT, vocab_size=32000, num_hidden_layers=12, intermediate_size=3072)
 SHAPES = {
     "deit_small": lambda: timm.create_model("deit_small_patch16_224"),
     "swin_tiny": lambda: timm.create_model("swin_tiny_patch4_window7_224"),
-    "clip_vit_b_32": lambda: open_clip.CLIP(
-        512,
-        open_clip.model.CLIPVisionCfg(layers=12, width=768, patch_size=32),
-        open_clip.model.CLIPTextCfg(layers=12, width=512, heads=8),
-    ),
+    "clip_vit_b_32": clip_vit_b_32,
     "bert_base": lambda: hf.BertModel(hf.BertConfig()),
     "opt_125m": lambda: hf.OPTForCausalLM(hf.OPTConfig(**_TEXT)),
-    "llama_160m": lambda: hf.LlamaForCausalLM(
-        hf.LlamaConfig(vocab_size=32000, num_hidden_layers=12, intermediate_size=3072, **_TEXT)
-    ),
+    "llama_160m": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**_LLAMA)),
 }
+
+
+def on_meta(shape):
+    "A model of this shape, on the device meta: nothing is computed, everything is counted"
+    with torch.device("meta"):
+        return SHAPES[shape]().eval()
+
+
+def random_path(model):
+    "A path whose order is random"
+    pairs = find_pairs(model)
+    g = torch.Generator().manual_seed(0)
+    return SolutionPath(pairs, torch.rand(sum(p.n for p in pairs), generator=g)).attach(model)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_within_a_percent(shape):
-    "Twenty random targets of each measure, on the device meta: nothing is computed, everything is counted"
-    with torch.device("meta"):
-        model = SHAPES[shape]().eval()
-    pairs, rand = find_pairs(model), random.Random(0)
-    path = SolutionPath(
-        pairs, torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(0))
-    ).attach(model)
-    one, rest = adapter_of(model).example(model), path.costs.rest(pairs)
+    "Twenty random budgets of each measure; the first of them is also cut, and counted"
+    model = on_meta(shape)
+    path = random_path(model)
+    dense, rest = path.costs.dense, path.costs.rest(path.pairs)
+    one = adapter_of(model).example(model)
+    count = {
+        "params": params_of,
+        "flops": lambda m: macs_of(m, one),
+        "units": lambda m: m.spp.units[0],
+    }
+    draw = random.Random(0)
     for i in range(20):
-        for k, count in (
-            ("params", params_of),
-            ("flops", lambda m: macs_of(m, one)),
-            ("units", lambda m: m.spp.units[0]),
-        ):
-            least = rest[k] / path.costs.dense[k]
-            b = rand.uniform(least + 0.02 * (1 - least), 1.0)
-            if i:
-                told = cost_of(path.mask(**{k: b}), pairs, path.costs)[k]
+        for k in count:
+            least = rest[k] / dense[k]
+            share = draw.uniform(least + 0.02 * (1 - least), 1.0)
+            if i == 0:
+                cost = count[k](path.cut(**{k: share}))
             else:
-                small = path.cut(**{k: b})
-                told = count(small)  # the first is built and counted
-            assert b - 0.01 <= told / path.costs.dense[k] <= b, (k, b, told / path.costs.dense[k])
-
-
-def _random_path(model, seed=0):
-    pairs = find_pairs(model)
-    return SolutionPath(
-        pairs, torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(seed))
-    ).attach(model)
+                cost = cost_of(path.mask(**{k: share}), path.pairs, path.costs)[k]
+            assert share - 0.01 <= cost / dense[k] <= share, (k, share, cost / dense[k])
 
 
 def test_equal_widths():
-    "uniform=True: the same widths in all layers, each with its own best units; counts of heads that a configuration accepts"
-    with torch.device("meta"):
-        model = SHAPES["llama_160m"]().eval()
-    path = _random_path(model)
-    for b in (0.9, 0.7, 0.5):
-        small = path.cut(uniform=True, params=b)
-        widths = small.spp.widths
-        assert (
-            len({str(w) for s, w in widths.items() if s.endswith("mlp")}) == 1
-            and len({str(w) for s, w in widths.items() if s.endswith("attn")}) == 1
-        )
-        heads = next(w for s, w in widths.items() if s.endswith("attn"))
-        assert 768 % heads["heads"] == 0 and heads["head_dim"] == 64
-        assert b - 0.06 < small.spp.got["params"] <= b and params_of(small) == small.spp.params[0]
+    """With uniform=True all layers get the same widths, each its own best units.
+
+    The counts of heads are those that a configuration accepts.
+    """
+    path = random_path(on_meta("llama_160m"))
+    for share in (0.9, 0.7, 0.5):
+        small = path.cut(uniform=True, params=share)
+        mlps = [w for site, w in small.spp.widths.items() if site.endswith("mlp")]
+        heads = [w for site, w in small.spp.widths.items() if site.endswith("attn")]
+        assert all(w == mlps[0] for w in mlps)
+        assert all(w == heads[0] for w in heads)
+        assert 768 % heads[0]["heads"] == 0
+        assert heads[0]["head_dim"] == 64
+        assert share - 0.06 < small.spp.got["params"] <= share
+        assert params_of(small) == small.spp.params[0]
+    mask = path.mask(uniform=True, params=0.7).split([p.n for p in path.pairs])
     units = [
-        x.nonzero().flatten().tolist()
-        for p, x in zip(
-            path.pairs, path.mask(uniform=True, params=0.7).split([p.n for p in path.pairs])
-        )
-        if p.kind == "glu"
+        tuple(x.nonzero().flatten().tolist()) for p, x in zip(path.pairs, mask) if p.kind == "glu"
     ]
-    assert len({tuple(u) for u in units}) == len(units)
+    assert len(set(units)) == len(units)
     with pytest.raises(
         ValueError, match=r"params=0.05 cannot be met: what is not cut .* Reachable: 0\.\d+ to 1"
     ):
@@ -96,87 +100,78 @@ def test_equal_widths():
 
 
 def test_equal_widths_of_nothing():
-    model = hf.BertModel(
-        hf.BertConfig(
-            vocab_size=50,
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=64,
-        )
-    ).eval()
-    path = _random_path(model)
+    "BERT's own class has no number for fewer or narrower heads: they stay whole"
+    shape = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
+    model = hf.BertModel(hf.BertConfig(vocab_size=50, **shape)).eval()
+    path = random_path(model)
     small = path.cut(uniform=True, params=0.9)
-    assert {w["head_dim"] for s, w in small.spp.widths.items() if s.endswith("self")} == {
-        8
-    }  # BERT's heads cannot be fewer or narrower for its own class
+    assert {w["head_dim"] for s, w in small.spp.widths.items() if s.endswith("self")} == {8}
     heads = [p for p in path.pairs if p.kind != "mlp"]
+    score = torch.rand(sum(p.n for p in heads))
+    costs = unit_costs(model, heads)
     with pytest.raises(ValueError, match="uniform=True: no layer of this model can be narrower"):
-        solve(
-            torch.rand(sum(p.n for p in heads)),
-            heads,
-            unit_costs(model, heads),
-            uniform=True,
-            params=0.9,
-        )
+        solve(score, heads, costs, uniform=True, params=0.9)
 
 
 def test_several_budgets_and_contradictions():
-    with torch.device("meta"):
-        model = SHAPES["deit_small"]().eval()
-    path = _random_path(model)
-    got = path.cut(params=0.6, flops=0.5, units=0.55).spp.got
-    assert (
-        got["params"] <= 0.6
-        and got["flops"] <= 0.5
-        and got["units"] <= 0.55
-        and max(got["params"] / 0.6, got["flops"] / 0.5, got["units"] / 0.55) > 0.98
-    )
+    "All budgets are met, one of them closely; one that cannot be met is told"
+    path = random_path(on_meta("deit_small"))
+    asked = dict(params=0.6, flops=0.5, units=0.55)
+    got = path.cut(**asked).spp.got
+    assert all(got[k] <= share for k, share in asked.items())
+    assert max(got[k] / share for k, share in asked.items()) > 0.98
     with pytest.raises(ValueError, match="flops=0.001 cannot be met"):
         path.cut(params=0.6, flops=0.001)
 
 
 def test_time_is_a_budget():
-    "Predicted from the table, and measured; both are told, and all budgets are met"
+    "A latency is predicted from the table and measured; both are told, and all budgets are met"
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2).eval()
-    path = _random_path(model).measure(torch.randn(4, 3, 64, 64), rounds=3, progress=False)
+    path = random_path(model).measure(torch.randn(4, 3, 64, 64), rounds=3, progress=False)
     small = path.cut(latency=0.7, params=0.8)
-    assert (
-        small.spp.got["latency"] <= 0.7
-        and small.spp.got["params"] <= 0.8
-        and small.spp.got["latency, measured"] > 0
-        and "latency, measured" in str(small.spp)
-    )
+    assert small.spp.got["latency"] <= 0.7
+    assert small.spp.got["params"] <= 0.8
+    assert small.spp.got["latency, measured"] > 0
+    assert "latency, measured" in str(small.spp)
     with pytest.raises(ValueError, match="milliseconds"):
         path.cut(latency=1e-6)
 
 
+WITHOUT_SPP = """
+import sys
+sys.modules["spp"] = None
+import torch
+from transformers import AutoModelForCausalLM
+folder, want = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder)
+y = model(torch.arange(9)[None]).logits
+assert (y - torch.load(want, weights_only=True)).abs().max() <= 1e-6
+print(model.config.num_key_value_heads, model.config.intermediate_size)
+"""
+
+
 def test_equal_widths_without_spp(tmp_path):
-    "A uniform cut of a Llama-shaped model loads by transformers alone, where spp cannot be imported"
+    "transformers alone loads a uniform cut of a Llama, where spp cannot be imported"
     torch.manual_seed(0)
-    model = hf.LlamaForCausalLM(
-        hf.LlamaConfig(
-            vocab_size=61,
-            hidden_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=6,
-            num_key_value_heads=3,
-            head_dim=8,
-            intermediate_size=96,
-            max_position_embeddings=32,
-        )
-    ).eval()
-    small = _random_path(model).cut(uniform=True, params=0.75)
+    config = hf.LlamaConfig(
+        vocab_size=61,
+        hidden_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        head_dim=8,
+        intermediate_size=96,
+        max_position_embeddings=32,
+    )
+    small = random_path(hf.LlamaForCausalLM(config).eval()).cut(uniform=True, params=0.75)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_pretrained(small, tmp_path / "m")
     torch.save(small(torch.arange(9)[None]).logits, tmp_path / "y.pt")
-    code = (
-        f"import sys; sys.modules['spp'] = None\nimport torch; from transformers import AutoModelForCausalLM\nm = AutoModelForCausalLM.from_pretrained({str(tmp_path / 'm')!r})\n"
-        f"assert (m(torch.arange(9)[None]).logits - torch.load({str(tmp_path / 'y.pt')!r}, weights_only=True)).abs().max() <= 1e-6; print(m.config.num_key_value_heads, m.config.intermediate_size)"
-    )
-    r = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    command = [sys.executable, "-c", WITHOUT_SPP, str(tmp_path / "m"), str(tmp_path / "y.pt")]
+    r = subprocess.run(command, capture_output=True, text=True)
     assert r.returncode == 0, r.stderr
     groups, hidden = map(int, r.stdout.split())
-    assert 0 < groups <= 3 and 0 < hidden < 96
+    assert 0 < groups <= 3
+    assert 0 < hidden < 96
