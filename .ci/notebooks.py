@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from configparser import ConfigParser
 from pathlib import Path
 
 import nbformat
@@ -75,13 +76,18 @@ def tidy(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
         if cell.cell_type != "code":
             continue
         cell.execution_count = None
-        cell.outputs = joined(cell.outputs)
+        cell.outputs = joined([output for output in cell.outputs if not is_bar(output)])
         for output in cell.outputs:
             if "execution_count" in output:
                 output.execution_count = None
             if "metadata" in output:
                 output.metadata = {}
     return book
+
+
+def is_bar(output) -> bool:
+    "Is it a progress bar? Those tell the time, and mean nothing once the kernel is gone"
+    return "application/vnd.jupyter.widget-view+json" in output.get("data", {})
 
 
 def joined(outputs: list) -> list:
@@ -157,8 +163,17 @@ def readme() -> tuple[str, dict[Path, bytes]]:
             text, files = shown(output, alt[1] if alt else "", len(pictures) + 1)
             pictures |= files
             parts += [text] if text else []
-    page = re.sub(r"\]\(((?:[\w-]+/)*[\w-]+\.ipynb)", r"](nbs/\1", "\n".join(parts))
+    page = re.sub(r"\]\(((?:[\w-]+/)*)([\w-]+)\.ipynb", on_site, "\n".join(parts))
     return page, pictures
+
+
+def on_site(link: re.Match) -> str:
+    "The address on the site of a notebook that index.ipynb links to; the registry shows it, too"
+    ini = ConfigParser(delimiters=["="])
+    ini.read(ROOT / "settings.ini", encoding="utf-8")
+    host = ini["DEFAULT"]["doc_host"] + ini["DEFAULT"]["doc_baseurl"]
+    folder, name = link[1], re.sub(r"^\d+[a-z]?_", "", link[2])
+    return f"]({host}/{folder}{name}.html"
 
 
 def expected() -> dict[Path, bytes]:

@@ -3,6 +3,7 @@
 Each is executed from its first cell to its last in a plain Jupyter kernel; nothing is stored.
 """
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,14 @@ class NotebookFailed(Exception):
 
 class NotebookItem(pytest.Item):
     def runtest(self):
+        environment = dict(os.environ)
+        if "PYTEST_XDIST_WORKER" in environment:  # as many kernels as cores: a thread each
+            environment.setdefault("OMP_NUM_THREADS", "1")
         done = subprocess.run(
-            [sys.executable, RUN, "test", self.path], capture_output=True, text=True
+            [sys.executable, RUN, "test", self.path],
+            capture_output=True,
+            text=True,
+            env=environment,
         )
         if done.returncode:
             raise NotebookFailed(done.stdout + done.stderr)

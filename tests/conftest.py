@@ -1,7 +1,18 @@
-"Models and batches that the tests share"
+"Models and batches that the tests share."
+
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import sys
+from pathlib import Path
 
 import pytest
 from families import FAMILIES, randomised, small_vit
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / ".ci"))  # tools that tests look at
 
 
 @pytest.fixture(params=FAMILIES)
@@ -17,5 +28,11 @@ def small():
     return small_vit()
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slurm: needs a Slurm cluster, see tests/slurm")
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    "The folder of the documentation site, built once from the stored notebooks"
+    from pages import build
+
+    out = tmp_path_factory.mktemp("site") / "_docs"
+    build(ROOT, out)
+    return out

@@ -1,106 +1,114 @@
-"The command line as a user types it, in processes of their own"
+"The command line as a user types it, in processes of their own."
 
 import json
-import subprocess
-import sys
 
 import pytest
+from command import python, refused, spp
 
-
-def spp(*args, cwd=None):
-    return subprocess.run(
-        [sys.executable, "-c", "from spp.running.cli import main; main()", *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-    )
+HEAVY = ("timm", "open_clip", "transformers", "nbdev", "matplotlib", "sklearn")
 
 
 def test_help_shows_examples():
-    r = spp("--help")
-    assert (
-        r.returncode == 0
-        and "Examples:" in r.stdout
-        and "spp show runs/demo/params_0.50" in r.stdout
-    )
-    assert "--steps" in spp("demo", "--help").stdout
+    "Every help page fits a terminal of 80 columns"
+    from typer.testing import CliRunner
+
+    from spp.running.cli import app
+
+    help_ = spp("--help")
+    assert help_.returncode == 0
+    assert "Examples:" in help_.stdout
+    assert "spp show runs/demo/params_0.50" in help_.stdout
+    commands = ("demo", "show", "recipes", "run", "llm", "jobs", "report", "bench")
+    for command in commands:
+        page = CliRunner().invoke(app, [command, "--help"], prog_name="spp").output
+        assert max(map(len, page.splitlines())) <= 80, command
+    assert "--steps" in CliRunner().invoke(app, ["demo", "--help"]).output
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
+    "A folder in which a short `spp demo` ran, and what it printed"
     at = tmp_path_factory.mktemp("demo")
-    r = spp("demo", "--steps", 30, "--epochs", 1, cwd=at)
-    assert r.returncode == 0, r.stderr
-    return at, r.stdout
+    done = spp("demo", "--steps", 30, "--epochs", 1, cwd=at)
+    assert done.returncode == 0, done.stderr
+    return at, done.stdout
 
 
+@pytest.mark.slow
 def test_demo(demo):
+    "The table on the screen, the files, and the sizes that were asked for"
     at, said = demo
-    out = at / "runs/demo"
     for word in ("asked", "latency", "one-shot", "fine-tuned", "magnitude", "0.15"):
         assert word in said
-    assert {p.name for p in out.iterdir()} >= {
-        "table.csv",
-        "demo.json",
-        "accuracy.png",
-        "widths.png",
-        "path.png",
-        "digits.path",
-        "params_1.00",
-        "params_0.15",
-    }
-    rows = json.loads((out / "demo.json").read_text())["rows"]
-    assert len(rows) == 40 and all(r["asked"] - 0.02 < r["got"] <= r["asked"] for r in rows)
+    files = {"table.csv", "demo.json", "accuracy.png", "widths.png", "path.png", "digits.path"}
+    there = {p.name for p in (at / "runs/demo").iterdir()}
+    assert files | {"params_1.00", "params_0.15"} <= there
+    rows = json.loads((at / "runs/demo/demo.json").read_text())["rows"]
+    assert len(rows) == 40
+    assert all(r["asked"] - 0.02 < r["got"] <= r["asked"] for r in rows)
 
 
+@pytest.mark.slow
 def test_second_run_gives_the_same_table(demo):
     at, said = demo
     assert spp("demo", "--steps", 30, "--epochs", 1, cwd=at).stdout == said
 
 
+@pytest.mark.slow
 def test_load_in_a_new_process(demo):
-    r = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import spp, torch; m = spp.load('runs/demo/params_0.50'); print(m(torch.zeros(1,1,8,8)).shape)",
-        ],
-        capture_output=True,
-        text=True,
-        cwd=demo[0],
+    code = (
+        "import spp, torch; m = spp.load('runs/demo/params_0.50');"
+        " print(m(torch.zeros(1,1,8,8)).shape)"
     )
-    assert r.stdout.strip() == "torch.Size([1, 10])", r.stderr
+    done = python("-c", code, cwd=demo[0])
+    assert done.stdout.strip() == "torch.Size([1, 10])", done.stderr
 
 
-def test_show(demo):
-    assert (
-        "SolutionPath of vit_tiny_patch16_224: 1,536 units in 12 pairs"
-        in spp("show", "runs/demo/digits.path", cwd=demo[0]).stdout
-    )
+@pytest.mark.slow
+def test_show_of_a_demo(demo):
+    path = spp("show", "runs/demo/digits.path", cwd=demo[0]).stdout
+    assert "SolutionPath of vit_tiny_patch16_224: 1,536 units in 12 pairs" in path
     assert "asked params=0.5; got units" in spp("show", "runs/demo/params_0.50", cwd=demo[0]).stdout
 
 
-def test_errors_are_one_paragraph(tmp_path):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x/thesis.tex").touch()
-    for args, text in (
+def test_show(tmp_path):
+    "A path, a cut model and a dense one, without a demo"
+    from typer.testing import CliRunner
+
+    from spp import save
+    from spp.judging.baselines import baseline
+    from spp.judging.data import digits_vit
+    from spp.running.cli import app
+
+    model = digits_vit()
+    path = baseline("random", model)
+    path.save(tmp_path / "digits.path")
+    save(path.cut(params=0.5), tmp_path / "half")
+    save(model, tmp_path / "dense")
+
+    def show(name):
+        return CliRunner().invoke(app, ["show", str(tmp_path / name)]).output
+
+    assert "SolutionPath of vit_tiny_patch16_224: 1,536 units in 12 pairs" in show("digits.path")
+    assert "asked params=0.5; got units" in show("half")
+    assert "not cut" in show("dense")
+
+
+@pytest.mark.parametrize(
+    "args, text",
+    [
         (("demo", "--out", "x"), "x exists and holds thesis.tex, not a demo of spp"),
         (("show", "no.path"), "no file no.path"),
         (("bench", "imagenet"), "unknown benchmark 'imagenet'"),
-    ):
-        r = spp(*args, cwd=tmp_path)
-        assert r.returncode == 1 and text in r.stderr and "Traceback" not in r.stderr
+    ],
+)
+def test_errors_are_one_paragraph(tmp_path, args, text):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/thesis.tex").touch()
+    refused(spp(*args, cwd=tmp_path), text)
 
 
 def test_import_is_light():
-    "`import spp` pulls in no model library"
-    r = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import sys, spp; print([m for m in ('timm', 'open_clip', 'transformers', 'nbdev', 'matplotlib', 'sklearn') if m in sys.modules])",
-        ],
-        capture_output=True,
-        text=True,
-    )
-    assert r.stdout.strip() == "[]", r.stdout + r.stderr
+    "`import spp` imports no model library"
+    done = python("-c", f"import sys, spp; print([m for m in {HEAVY} if m in sys.modules])")
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -10,10 +10,11 @@ from spp import cut, find_pairs, gated
 from spp.cutting.budget import Steps, cost_of, macs_of, params_of
 from spp.method.objective import answer
 from spp.method.path import SolutionPath
-from spp.models.open_clip import HeadAttention
+from spp.models.open_clip_heads import HeadAttention
 from spp.models.pairs import adapter_of, opened, split_units
-from spp.models.timm import Narrow
-from spp.models.transformers import NoHeads, Outputs, Values
+from spp.models.timm_heads import Narrow
+from spp.models.transformers_heads import NoHeads
+from spp.models.transformers_layers import Outputs, Values
 
 
 def random_mask(pairs, seed=0, share=0.5):
@@ -319,6 +320,8 @@ def test_what_is_left_alone_in_timm():
         ("vit_qk_norm", {"vo", "mlp"}, "q_norm"),
         ("siglip", {"qk", "vo", "mlp"}, "pools"),
     ):
+        if name not in FAMILIES:  # of a newer timm
+            continue
         found, skipped = pairs(FAMILIES[name]()[0])
         assert {p.kind for p in found} == kinds
         assert skipped

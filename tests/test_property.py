@@ -1,5 +1,6 @@
 "gated ≡ cut for architectures and masks that nobody thought of"
 
+import pytest
 import torch
 import transformers as hf
 from families import out, randomised
@@ -12,15 +13,22 @@ from spp.cutting.budget import params_of
 
 
 def small(most):
+    "A number from 1 to `most`"
     return st.integers(1, most)
+
+
+def _seeded():
+    return torch.Generator().manual_seed(1)
 
 
 @st.composite
 def vits(draw):
-    heads, size, patch = draw(small(4)), draw(st.sampled_from((8, 12))), 4
+    "A `VisionTransformer` and images"
+    heads, size = draw(small(4)), draw(st.sampled_from((8, 12)))
+    token = draw(st.booleans())
     model = VisionTransformer(
         img_size=size,
-        patch_size=patch,
+        patch_size=4,
         embed_dim=heads * draw(small(9)),
         depth=draw(small(3)),
         num_heads=heads,
@@ -28,43 +36,41 @@ def vits(draw):
         num_classes=draw(st.integers(0, 3)),
         qkv_bias=draw(st.booleans()),
         proj_bias=draw(st.booleans()),
-        class_token=(token := draw(st.booleans())),
+        class_token=token,
         global_pool="token" if token else "avg",
         reg_tokens=draw(st.integers(0, 2)) if token else 0,
         init_values=draw(st.sampled_from((None, 0.1))),
         pre_norm=draw(st.booleans()),
     )
-    return model, torch.randn(
-        2, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
-    )
+    return model, torch.randn(2, 3, size, size, dtype=torch.float64, generator=_seeded())
 
 
 @st.composite
 def llamas(draw):
-    groups, rep, head = draw(small(3)), draw(small(3)), 2 * draw(small(4))
-    c = hf.LlamaConfig(
+    "A Llama, its queries in groups of any size, and token ids"
+    groups, readers = draw(small(3)), draw(small(3))
+    config = hf.LlamaConfig(
         vocab_size=31,
-        hidden_size=groups * rep * draw(small(6)),
+        hidden_size=groups * readers * draw(small(6)),
         num_hidden_layers=draw(small(2)),
-        num_attention_heads=groups * rep,
+        num_attention_heads=groups * readers,
         num_key_value_heads=groups,
-        head_dim=head,
+        head_dim=2 * draw(small(4)),
         intermediate_size=draw(small(24)),
         attention_bias=draw(st.booleans()),
         mlp_bias=draw(st.booleans()),
         tie_word_embeddings=draw(st.booleans()),
         max_position_embeddings=16,
     )
-    return hf.LlamaForCausalLM(c), {
-        "input_ids": torch.randint(31, (2, 5), generator=torch.Generator().manual_seed(1)),
-        "use_cache": False,
-    }
+    ids = torch.randint(31, (2, 5), generator=_seeded())
+    return hf.LlamaForCausalLM(config), {"input_ids": ids, "use_cache": False}
 
 
 @st.composite
 def berts(draw):
+    "A BERT and token ids"
     heads = draw(small(4))
-    c = hf.BertConfig(
+    config = hf.BertConfig(
         vocab_size=31,
         hidden_size=heads * draw(small(8)),
         num_hidden_layers=draw(small(2)),
@@ -72,39 +78,66 @@ def berts(draw):
         intermediate_size=draw(small(24)),
         max_position_embeddings=16,
     )
-    return hf.BertModel(c, add_pooling_layer=False), {
-        "input_ids": torch.randint(31, (2, 5), generator=torch.Generator().manual_seed(1))
-    }
+    ids = torch.randint(31, (2, 5), generator=_seeded())
+    return hf.BertModel(config, add_pooling_layer=False), {"input_ids": ids}
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    st.one_of(vits(), llamas(), berts()),
-    st.integers(0, 10**6),
-    st.floats(0, 1),
-    st.sampled_from((1, 2, 8)),
-)
-def test_gated_equals_cut(made, seed, density, align):
+MODELS = st.one_of(vits(), llamas(), berts())
+SEEDS = st.integers(0, 10**6)
+ALIGNS = st.sampled_from((1, 2, 8))
+
+
+def random_mask(n, seed, density):
+    return torch.rand(n, generator=torch.Generator().manual_seed(seed)) < density
+
+
+def check_law(made, seed, density, align):
+    "The cut model computes what the gated one does, in float64"
     model, x = randomised(made[0], seed).double(), made[1]
     pairs = find_pairs(model)
-    n = sum(p.n for p in pairs)
-    mask = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < density
+    mask = random_mask(sum(p.n for p in pairs), seed, density)
     with gated(model, pairs, mask.double()):
         want = out(model, x)
-    got = cut(model, pairs, mask, align)
-    assert (out(got, x) - want).abs().max() <= 1e-10 * max(1, want.abs().max())
+    got = out(cut(model, pairs, mask, align), x)
+    assert (got - want).abs().max() <= 1e-10 * max(1, want.abs().max())
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
-@given(st.one_of(vits(), llamas(), berts()), st.integers(0, 10**6), st.floats(0, 1))
-def test_saved_and_loaded(tmp_path_factory, made, seed, density):
+def check_round_trip(folder, made, seed, density):
+    "The loaded model is the saved one, bit for bit"
     model, x = randomised(made[0], seed).double(), made[1]
     pairs = find_pairs(model)
-    small = cut(
-        model,
-        pairs,
-        torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(seed))
-        < density,
-    )
-    back = load(save(small, tmp_path_factory.mktemp("m") / "m"))
-    assert torch.equal(out(back, x), out(small, x)) and params_of(back) == params_of(small)
+    narrow = cut(model, pairs, random_mask(sum(p.n for p in pairs), seed, density))
+    back = load(save(narrow, folder / "m"))
+    assert torch.equal(out(back, x), out(narrow, x))
+    assert params_of(back) == params_of(narrow)
+
+
+def examples(n):
+    "Settings for `n` examples, always the same ones"
+    return settings(max_examples=n, deadline=None, derandomize=True)
+
+
+@examples(8)
+@given(MODELS, SEEDS, st.floats(0, 1), ALIGNS)
+def test_gated_equals_cut_first(made, seed, density, align):
+    check_law(made, seed, density, align)
+
+
+@pytest.mark.slow
+@examples(60)
+@given(MODELS, SEEDS, st.floats(0, 1), ALIGNS)
+def test_gated_equals_cut(made, seed, density, align):
+    check_law(made, seed, density, align)
+
+
+@examples(4)
+@given(MODELS, SEEDS, st.floats(0, 1))
+def test_saved_and_loaded_first(tmp_path_factory, made, seed, density):
+    check_round_trip(tmp_path_factory.mktemp("m"), made, seed, density)
+
+
+@pytest.mark.slow
+@examples(15)
+@given(MODELS, SEEDS, st.floats(0, 1))
+def test_saved_and_loaded(tmp_path_factory, made, seed, density):
+    check_round_trip(tmp_path_factory.mktemp("m"), made, seed, density)

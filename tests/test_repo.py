@@ -3,21 +3,30 @@
 import ast
 import json
 import re
+import subprocess
 import sys
 from graphlib import TopologicalSorter
+from itertools import groupby
 from pathlib import Path
 
 import pytest
+from notebooks import in_step, notebooks
+from site_builder.sources import contents
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / ".ci"))
-from notebooks import in_step, notebooks
-
 BOOKS = notebooks()
+ROOMS = ["models", "cutting", "method", "training", "judging", "llm", "running", "lab"]
 
 
-def cells(p):
-    return json.loads(p.read_text(encoding="utf-8"))["cells"]
+def cells(book: Path) -> list[dict]:
+    return json.loads(book.read_text(encoding="utf-8"))["cells"]
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
+
+
+# --- files ------------------------------------------------------------------------------------
 
 
 def test_readme_is_the_index():
@@ -25,28 +34,28 @@ def test_readme_is_the_index():
 
 
 def test_modules_name_their_notebook():
-    for f in (ROOT / "spp").rglob("*.py"):
-        if f.name in ("__init__.py", "_modidx.py"):
+    for file in (ROOT / "spp").rglob("*.py"):
+        if file.name in ("__init__.py", "_modidx.py"):
             continue
-        book = re.search(r"File to edit: (\S+)\.$", f.read_text(encoding="utf-8"), re.M)[1]
-        assert (f.parent / book).resolve().exists() or (ROOT / "spp" / book).resolve().exists(), f
+        head = file.read_text(encoding="utf-8")
+        book = re.search(r"File to edit: (\S+)\.$", head, re.M)[1]
+        assert (file.parent / book).resolve().exists() or (ROOT / "spp" / book).resolve().exists()
 
 
-@pytest.mark.parametrize("book", BOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
+@pytest.mark.parametrize("book", BOOKS, ids=lambda book: str(book.relative_to(ROOT / "nbs")))
 def test_notebook_is_whole(book):
     "Ids, outputs, links that lead somewhere, and a place on the site"
-    all_ = cells(book)
-    ids = [c.get("id") for c in all_]
-    assert None not in ids and len(set(ids)) == len(ids)
-    assert any(c.get("outputs") for c in all_ if c["cell_type"] == "code")
-    for c in all_:
-        for link in (
-            re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", "".join(c["source"]))
-            if c["cell_type"] == "markdown"
-            else ()
-        ):
+    ids = [cell.get("id") for cell in cells(book)]
+    assert None not in ids
+    assert len(set(ids)) == len(ids)
+    code = [cell for cell in cells(book) if cell["cell_type"] == "code"]
+    assert not code or any(cell.get("outputs") for cell in code)
+    prose = [cell for cell in cells(book) if cell["cell_type"] == "markdown"]
+    for cell in prose:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", source(cell)):
             assert (book.parent / link).exists(), f"{book.name} links to {link}"
-    assert str(book.relative_to(ROOT / "nbs")) in (ROOT / "_quarto.yml").read_text(encoding="utf-8")
+    sidebar = (ROOT / "_quarto.yml").read_text(encoding="utf-8")
+    assert str(book.relative_to(ROOT / "nbs")) in sidebar
 
 
 def test_small_enough_to_ship():
@@ -54,12 +63,33 @@ def test_small_enough_to_ship():
 
 
 def test_contributing_is_short():
-    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) < 45
+    lines = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 45
 
 
-# --- rooms ----------------------------------------------------------------------------------
+# --- form -------------------------------------------------------------------------------------
 
-ROOMS = ["models", "cutting", "method", "training", "judging", "llm", "running", "lab"]
+
+def test_form():
+    "No line over 100 columns, no joined statements, no `eval: false`, nothing undescribed"
+    from style import everything, places
+
+    found = [str(place) for place in places(everything()) if place.must_not_be]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("what", [["format", "--check"], ["check"]], ids=" ".join)
+def test_ruff(what):
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *what, "--quiet", "--no-cache", "."],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- rooms ------------------------------------------------------------------------------------
 
 
 def modules() -> dict[str, Path]:
@@ -70,7 +100,7 @@ def modules() -> dict[str, Path]:
 
 def imports(name: str, file: Path, everywhere: bool) -> set[str]:
     "Modules of the package that `file` imports when it is loaded; `everywhere`: in functions, too"
-    known, found = modules(), set()
+    found = set()
     tree = ast.parse(file.read_text(encoding="utf-8"))
     for node in ast.walk(tree) if everywhere else tree.body:
         if isinstance(node, ast.ImportFrom):
@@ -79,7 +109,7 @@ def imports(name: str, file: Path, everywhere: bool) -> set[str]:
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-    return found & known.keys()
+    return found & modules().keys()
 
 
 def test_imports_run_downwards_only():
@@ -102,12 +132,25 @@ def test_rooms_import_from_rooms_before_them():
 def test_folders_are_rooms():
     "A notebook that exports lies in the folder of its module, and has its name"
     for book in BOOKS:
-        found = re.search(
-            r"#\|\s*default_exp (\S+)", "\n".join("".join(c["source"]) for c in cells(book))
-        )
+        text = "\n".join(source(cell) for cell in cells(book))
+        found = re.search(r"#\|\s*default_exp (\S+)", text)
         if found:
             folder, _, name = found[1].rpartition(".")
-            assert book.parent.name == folder and re.sub(r"^\d+_", "", book.stem) == name
+            assert book.parent.name == folder
+            assert re.sub(r"^\d+_", "", book.stem) == name
+
+
+def test_reading_order():
+    "A section of the sidebar is a folder, and its notebooks stand in the order of their numbers"
+    folders = []
+    for section, books in contents(ROOT):
+        inside = [book.rpartition("/")[0] for book in books if "/" in book]
+        assert len(set(inside)) <= 1, f"{section} mixes {set(inside)}"
+        folders += [folder for folder, _ in groupby(inside)]
+        numbers = re.findall(r"/(\d\d)_", " ".join(books))
+        assert numbers == sorted(numbers), section
+    assert len(set(folders)) == len(folders)
+    assert set(ROOMS) <= set(folders)
 
 
 def test_modules_do_not_hide_behind_functions():

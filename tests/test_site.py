@@ -1,293 +1,503 @@
-"The site: built from the stored notebooks, whole by itself, and looked at in a browser where there is one"
+"The site: built from the stored notebooks, whole by itself; see test_site_browser.py for its looks"
 
-import functools
+import ast
+import base64
 import html
-import importlib.util
+import io
+import json
 import re
-import shutil
-import sys
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
+from PIL import Image, ImageDraw
+from site_builder.building import build, check_links, search_index
+from site_builder.cells import is_plot, render, source_block
+from site_builder.formulas import mathml
+from site_builder.prose import Writer
+from site_builder.signatures import exported, is_private
+from site_builder.sources import Page, address, contents, directives, load, name_anchors
 
 ROOT = Path(__file__).resolve().parents[1]
-spec = importlib.util.spec_from_file_location("build_site", ROOT / ".ci/pages.py")
-build_site = sys.modules["build_site"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(build_site)
-BOOKS = [b for _, books in build_site.contents(ROOT) for b in books]
-URLS = [build_site.address(b) for b in BOOKS]
+BOOKS = [book for _, books in contents(ROOT) for book in books]
+URLS = [address(book) for book in BOOKS]
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    out = tmp_path_factory.mktemp("site") / "_docs"
-    build_site.build(ROOT, out)
-    return out
+def cells(book: str) -> list[dict]:
+    return json.loads((ROOT / "nbs" / book).read_text(encoding="utf-8"))["cells"]
+
+
+def source(cell: dict) -> str:
+    return "".join(cell["source"])
 
 
 def words(page: str) -> str:
     "What a page says outside of code and formulas"
-    return html.unescape(
-        re.sub(r"<[^>]*>", "", re.sub(r"(?s)<(script|style|pre|code|math)\b.*?</\1>", " ", page))
-    )
+    text = re.sub(r"(?s)<(script|style|pre|code|math)\b.*?</\1>", " ", page)
+    return html.unescape(re.sub(r"<[^>]*>", "", text))
+
+
+def ids(page: str) -> list[str]:
+    return re.findall(r'\bid="([^"]+)"', page)
+
+
+# --- every page -------------------------------------------------------------------------------
 
 
 def test_every_notebook_is_in_the_sidebar():
-    assert len(set(BOOKS)) == len(BOOKS) and set(BOOKS) == {
-        str(p.relative_to(ROOT / "nbs"))
-        for p in (ROOT / "nbs").rglob("*.ipynb")
-        if ".ipynb_checkpoints" not in p.parts
+    there = {
+        str(path.relative_to(ROOT / "nbs"))
+        for path in (ROOT / "nbs").rglob("*.ipynb")
+        if ".ipynb_checkpoints" not in path.parts
     }
+    assert len(set(BOOKS)) == len(BOOKS)
+    assert set(BOOKS) == there
 
 
-@pytest.mark.parametrize("url", URLS)
-def test_page(site, url):
-    "No formula left as text, every link and anchor leads somewhere, every page is in the sidebar, each picture has words, the Markdown copy is there"
-    page = (site / url).read_text(encoding="utf-8")
+@pytest.fixture(params=URLS)
+def page(request, site):
+    "(address, HTML) of each page"
+    return request.param, (site / request.param).read_text(encoding="utf-8")
 
-    def ids(s):
-        return set(re.findall(r'\bid="([^"]+)"', s))
 
-    left = re.findall(r".{0,30}(?:\$|\\\(|\\begin|\\frac|\\[a-zA-Z]+\{).{0,30}", words(page))
+def test_formulas_are_drawn(page):
+    "No TeX is left as text, in a formula or outside of one; no HTML was shown as it is written"
+    said = words(page[1])
+    left = re.findall(r".{0,30}(?:\$|\\\(|\\begin|\\frac|\\[a-zA-Z]+\{).{0,30}", said)
     assert not left, left
-    assert (
-        "\\"
-        not in "".join(re.sub(r"<[^>]*>", "", m) for m in re.findall(r"(?s)<math.*?</math>", page))
-        and "merror" not in page
-    )
-    assert len(ids(page)) == len(re.findall(r'\bid="', page)), "an id stands twice"
-    for link in re.findall(r'(?:href|src)="([^"]*)"', page):
+    formulas = re.findall(r"(?s)<math.*?</math>", page[1])
+    assert "\\" not in "".join(re.sub(r"<[^>]*>", "", formula) for formula in formulas)
+    assert "merror" not in page[1]
+    assert not re.findall(r"</?(?:details|summary|br|p|b|i)\s*/?>", said)
+
+
+def test_links_lead_somewhere(site, page):
+    "Every link and anchor of a page, and every link of its Markdown copy"
+    url, text = page
+    here = site / url
+    assert len(set(ids(text))) == len(ids(text)), "an id stands twice"
+    for link in re.findall(r'(?:href|src)="([^"]*)"', text):
         if re.match(r"https?:|data:", link):
             continue
         file, _, anchor = html.unescape(link).partition("#")
-        target = ((site / url).parent / file).resolve() if file else site / url
+        target = (here.parent / file).resolve() if file else here
         assert target.is_file(), f"{url} → {link}"
-        assert not anchor or unquote(anchor) in ids(target.read_text(encoding="utf-8")), (
-            f"{url} → {link}"
-        )
-    bar = re.search(r'(?s)<nav id="ui-sidebar".*?</nav>', page)[0]
-    assert {((site / url).parent / h).resolve() for h in re.findall(r'href="([^"]+)"', bar)} == {
-        (site / u).resolve() for u in URLS
-    }
-    pictures = re.findall(r"<img[^>]*>", page)
-    assert all(re.search(r'alt="[^"]{20,}"', i) for i in pictures), (
-        f"a figure of {url} has no words: write `#| fig-alt: …` into its cell"
-    )
-    assert not re.search(r'<(script|link|img)[^>]*(src|href)="(https?:)?//', page)
-    copy = (site / url).with_suffix(".md").read_text(encoding="utf-8")
+        there = not anchor or unquote(anchor) in ids(target.read_text(encoding="utf-8"))
+        assert there, f"{url} → {link}"
+    copy = here.with_suffix(".md").read_text(encoding="utf-8")
     assert copy.startswith("# ")
-    for link in re.findall(
-        r"(?<!`)\]\(([^)#:\s]+)(?:#[^)]*)?\)", re.sub(r"(?s)```.*?```", "", copy)
-    ):
-        assert ((site / url).parent / link).is_file(), f"the copy of {url} → {link}"
+    prose = re.sub(r"(?s)```.*?```", "", copy)
+    for link in re.findall(r"(?<!`)\]\(([^)#:\s]+)(?:#[^)]*)?\)", prose):
+        assert (here.parent / link).is_file(), f"the copy of {url} → {link}"
+
+
+def test_page_is_whole(site, page):
+    "Every page is in the sidebar, each picture has words, nothing comes from another host"
+    url, text = page
+    bar = re.search(r'(?s)<nav id="ui-sidebar".*?</nav>', text)[0]
+    led = {((site / url).parent / link).resolve() for link in re.findall(r'href="([^"]+)"', bar)}
+    assert led == {(site / other).resolve() for other in URLS}
+    for picture in re.findall(r"<img[^>]*>", text):
+        assert re.search(r'alt="[^"]{20,}"', picture), (
+            f"a figure of {url} has no words: write `#| fig-alt: …` into its cell"
+        )
+    assert not re.search(r'<(script|link|img)[^>]*(src|href)="(https?:)?//', text)
+    assert not re.search(r"&lt;(Axes|Figure|function)\b|object at 0x", text), "a stray output"
+
+
+def test_contents_list_every_heading(page):
+    "Beside the text and, folded, above it: the same headings and cards in both"
+    beside = re.search(r'(?s)<nav class="toc".*?</nav>', page[1])
+    folded = re.search(r'(?s)<details class="contents">.*?</details>', page[1])
+    assert bool(beside) == bool(folded)
+    if beside:
+        links = [re.findall(r'href="#([^"]+)"', found[0]) for found in (beside, folded)]
+        assert links[0] == links[1]
+        headings = re.findall(r'<h[234] id="([^"]+)"', page[1])
+        assert set(headings) <= set(links[0])
 
 
 def test_llms_txt_lists_all(site):
     text = (site / "llms.txt").read_text(encoding="utf-8")
     assert text.startswith("# spp\n\n> ")
-    assert re.findall(r"^- \[[^\]]+\]\(([^)]+)\): \S", text, re.M) == [
-        str(Path(u).with_suffix(".md")) for u in URLS
-    ]
+    copies = re.findall(r"^- \[[^\]]+\]\(([^)]+)\): \S", text, re.M)
+    assert copies == [str(Path(url).with_suffix(".md")) for url in URLS]
 
 
-def test_api_is_described(site):
-    "A signature, what a parameter means, where it is returned, the methods of a class, `@patch` included"
-    page = (site / "inclusion.html").read_text(encoding="utf-8")
-    card = re.search(r'(?s)<section class="api" id="shrink">.*?</section>', page)[0]
-    for what in ("shrink(v, lam=1.) → Tensor", "threshold λ ≥ 0", "= 1.", "proximal map"):
-        assert what in card
-    assert all(
-        f'id="solutionpath{m}"' in (site / "path.html").read_text(encoding="utf-8")
-        for m in ("", ".cut", ".load", ".to_pandas")
+@pytest.mark.parametrize("book", BOOKS)
+def test_nbdev_docs_can_read_it(book):
+    """nbdev reads a title cell as front matter.
+
+    It also executes cells that import something, in notebooks that export.
+    """
+    all_cells = cells(book)
+    assert re.fullmatch(r"# .+(\n\n> .+)?", source(all_cells[0])), (
+        "the first cell holds the title and one line of promise, nothing else"
     )
-    api = build_site.exported(
-        'class A(B):\n    "Doc"\n    def __init__(self, x:int=1, # one\n                 *, y="a"): # two\n        pass\n    def f(self): # three\n        pass\n@patch\ndef g(self:A,\n      *z): # four\n    "G"\n'
-    )
-    assert [(a.name, a.sig, a.params, a.returns) for a in api] == [
-        ("A", 'A(x=1, *, y="a")', [("x", "int", "1", "one"), ("y", "", '"a"', "two")], ("", "")),
-        ("A.f", "A.f()", [], ("", "three")),
-        ("A.g", "A.g(*z)", [("*z", "", "", "four")], ("", "")),
+    if not any("#| export" in source(cell) for cell in all_cells):
+        return
+    for cell in all_cells:
+        if cell["cell_type"] == "code" and not re.search(r"^#\|\s*export", source(cell), re.M):
+            check_imports_are_alone(source(cell))
+
+
+def check_imports_are_alone(code: str) -> None:
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:
+        return  # `%pip install …`
+    imports = (ast.Import, ast.ImportFrom)
+    quiet = r"(logging|warnings|pd)\."  # settings of what was imported may follow
+    uses = [
+        node
+        for node in tree.body
+        if not isinstance(node, imports)
+        and not (isinstance(node, ast.Expr) and re.match(quiet, ast.unparse(node)))
     ]
+    if any(isinstance(node, imports) for node in ast.walk(tree)):
+        assert not uses, f"imports belong into a cell of their own: {code[:200]}"
 
 
 def test_replaces_nothing_but_a_site(tmp_path):
     (tmp_path / "thesis.tex").write_text("years")
     with pytest.raises(ValueError, match="holds something that is not a site"):
-        build_site.build(ROOT, tmp_path)
+        build(ROOT, tmp_path)
     assert (tmp_path / "thesis.tex").exists()
+
+
+# --- cards ------------------------------------------------------------------------------------
+
+
+def test_everything_public_has_a_meaning():
+    "No public parameter, field, property or result is without one"
+    missing = [
+        f"{page.book}: {api.name}: {', '.join(api.undescribed())}"
+        for page in load(ROOT)
+        for api in page.cards
+        if api.undescribed()
+    ]
+    assert not missing, "\n".join(missing)
+
+
+def test_a_card_says_what_is_needed(site):
+    "Signature, what a parameter means, what comes back; the methods of a class, `@patch` included"
+    page = (site / "method/inclusion.html").read_text(encoding="utf-8")
+    card = re.search(r'(?s)<section class="api" id="shrink">.*?</section>', page)[0]
+    for what in ("shrink(", "→ ", "threshold λ ≥ 0", "= 1.0", "returns"):
+        assert what in card
+    path = (site / "method/path.html").read_text(encoding="utf-8")
+    for method in ("", ".cut", ".load", ".to_pandas"):
+        assert f'id="solutionpath{method}"' in path
+
+
+def only(code: str):
+    found = exported(code)
+    assert len(found) == 1
+    return found[0]
+
+
+def test_comments_in_a_signature():
+    "A comment at the end of a line is for its last parameter; behind the colon, for the result"
+    found = only("def f(a, b=1) -> int:  # the sum\n    pass\n")
+    assert found.sig == "f(a, b=1) → int"
+    assert [row.meaning for row in found.params] == ["", ""]
+    assert found.returns == ("int", "the sum")
+    assert found.undescribed() == ["a", "b"]
+
+    found = only("def f(\n    a,  # one\n    *,\n    b=1,  # two\n) -> int:  # three\n    pass\n")
+    assert [row.meaning for row in found.params] == ["one", "two"]
+    assert found.returns.meaning == "three"
+    assert found.undescribed() == []
+
+    found = only("def f(\n    a,  # one\n):  # two\n    pass\n")
+    assert (found.params[0].meaning, found.returns) == ("one", ("", "two"))
+
+    found = only("def f(\n    a,  # one\n    **more,  # two\n):\n    # not three\n    pass\n")
+    assert [row.name for row in found.params] == ["a", "**more"]
+    assert found.returns == ("", "")
+
+
+def test_comments_in_defaults_of_several_lines():
+    "The comment behind a default counts, or the one in its first line; those inside do not"
+    code = """
+def f(
+    a=(
+        1,  # not this
+    ),  # one
+    b=dict(  # two
+        x=1,
+    ),
+    c: Literal["x"]
+    | None = None,  # three
+) -> dict[
+    str, int
+]:  # four
+    pass
+"""
+    found = only(code)
+    assert [row.meaning for row in found.params] == ["one", "two", "three"]
+    assert found.returns == ("dict[str, int]", "four")
+    assert found.sig == "f(a=(1,), b=dict(x=1), c=None) → dict[str, int]"
+
+
+def test_options_of_a_command():
+    "The help of an option is the meaning of its parameter"
+    code = """
+@app.command()
+def f(
+    a: Annotated[int, typer.Option(help="one")] = 3,
+    b: Annotated[
+        list[str],
+        typer.Option("--bee", help="two " "words"),
+    ] = None,
+    c: Annotated[str, "no option"] = "",  # three
+):
+    "Do it."
+"""
+    found = only(code)
+    assert [row.meaning for row in found.params] == ["one", "two words", "three"]
+    assert [row.type for row in found.params] == ["int", "list[str]", "str"]
+
+
+def test_methods_and_properties():
+    "A property is no call; patched methods belong to their class; setters are left out"
+    code = """
+class A(B):
+    "Doc"
+    def __init__(self, x: int = 1, *, y="a"):
+        pass
+    @property
+    def n(self) -> int:
+        "How many."
+    @n.setter
+    def n(self, value):
+        pass
+    @cached_property
+    def m(self) -> int:
+        pass
+    @classmethod
+    def load(cls, file) -> "A":  # it
+        pass
+    @staticmethod
+    def of(file):
+        pass
+    def _hidden(self):
+        pass
+@patch
+def g(self: A, *z):
+    pass
+@patch(as_prop=True)
+def h(self: A) -> int:
+    pass
+@patch(cls_method=True)
+def make(cls: A, n):
+    pass
+"""
+    found = exported(code)
+    assert [(api.sig, api.kind) for api in found] == [
+        ('A(x=1, *, y="a")', "class"),
+        ("A.n → int", "property"),
+        ("A.m → int", "property"),
+        ("A.load(file) → A", "classmethod"),
+        ("A.of(file)", "staticmethod"),
+        ("A.g(*z)", "method"),
+        ("A.h → int", "property"),
+        ("A.make(n)", "classmethod"),
+    ]
+    assert found[1].undescribed() == []
+    assert found[2].undescribed() == ["docstring"]
+
+
+def test_fields_of_a_dataclass():
+    code = """
+@dataclass
+class A:
+    x: int  # one
+    y: dict = field(default_factory=dict)  # two
+    z: list = field(
+        default_factory=lambda: [1, 2]
+    )  # three
+    w: int = field(init=False, default=0)  # four
+    _hidden: int = 0
+    known: ClassVar[int] = 3
+"""
+    found = only(code)
+    assert found.sig == "A(x, y=dict(), z=[1, 2])"
+    assert [row.meaning for row in found.params] == ["one", "two", "three", "four"]
+
+
+def test_cards_share_no_anchor():
+    cards = exported("def a():\n    pass\nclass A:\n    pass\n")
+    name_anchors(cards)
+    assert [api.anchor for api in cards] == ["a", "a-2"]
+
+
+def test_private_helpers_are_folded():
+    "What a reader needs is open, what helps it is folded"
+    assert is_private("def _f():\n    pass\n\n_known = {}\n")
+    assert not is_private("def _f():\n    pass\n\ndef g():\n    pass\n")
+    assert not is_private("_x = 1\nprint(_x)\n")
+    assert source_block("def _f():\n    pass", False).startswith(
+        '<details class="source"><summary>'
+    )
+    assert source_block("def f():\n    pass", True).startswith('<details class="source" open>')
+    assert source_block("print(1)", False).startswith("<pre")
+    assert "%" in source_block("%pip install spp", False)
+
+
+# --- prose ------------------------------------------------------------------------------------
+
+
+def made(*sources: str, book: str = "a.ipynb") -> tuple[Page, str]:
+    "A page of Markdown cells, and its HTML"
+    cells = [{"cell_type": "markdown", "id": str(i), "source": s} for i, s in enumerate(sources)]
+    page = Page(book, "Part", cells, title="A")
+    render(Writer([page]), page)
+    return page, "\n".join(page.body)
+
+
+ANSWER = """1. How many?
+
+<details><summary>Answer</summary>
+
+Exactly **forty-two**, $x\\in\\mathbb R^n$:
+
+```python
+print(42)  # </details>
+```
+
+</details>
+
+2. And <b>this</b>?
+
+<details>
+<summary>Why `f`</summary>
+
+Because.
+
+</details>
+"""
+
+
+def test_answers_fold():
+    "`<details>` with a `<summary>` is the one piece of HTML; the search knows what is inside"
+    page, body = made("# A\n\n> B", ANSWER)
+    assert len(re.findall(r'<details class="answer">\s*<summary>Answer</summary>', body)) == 1
+    assert """<summary>Why <code class="whole">f</code></summary>""" in body
+    assert body.count("</details>") == 2
+    assert "<strong>forty-two</strong>" in body
+    assert "&lt;b&gt;this&lt;/b&gt;" in body
+    assert "forty-two" in search_index([page], Writer([page]))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<details><summary>Open</summary>\n\nnever closed",
+        "<details open><summary>Other</summary>\n\nx\n\n</details>",
+        "<script>alert(1)</script>",
+        '<img src="https://example.org/x.png">',
+    ],
+)
+def test_other_html_is_text(text):
+    assert not re.search(r"<(details|script|img)", made("# A", text)[1])
+
+
+def test_badges_are_local():
+    "A badge becomes a link with its words: the site asks no other host for a picture"
+    badge = "[![Open in Colab](https://colab.example/badge.svg)](https://colab.example/x.ipynb)"
+    body = made("# A", badge)[1]
+    assert '<a href="https://colab.example/x.ipynb" class="badge">Open in Colab</a>' in body
+    assert "<img" not in body
+    with pytest.raises(ValueError, match="a picture of another host"):
+        made("# A", "![x](https://colab.example/badge.svg)")
+
+
+def test_words_belong_to_their_heading():
+    "Of a cell with several headings each part is found under its own"
+    page, _ = made("# A\n\n> B", "more\n\n## One\n\napples\n\n## Two\n\npears", "figs")
+    found = {part.heading: part.words.split() for part in page.found}
+    assert found == {"A": ["B", "more"], "One": ["apples"], "Two": ["pears", "figs"]}
+
+
+def test_directives_of_several_lines():
+    code = "#| fig-alt: A line,\n#|   and a dot.\n#| echo: false\n#| hide\nplot()"
+    assert directives(code) == {"fig-alt": "A line, and a dot.", "echo": "false", "hide": ""}
+    assert directives("#| fig-alt: >\n#|   A line.\n")["fig-alt"] == "A line."
+
+
+def test_addresses_drop_numbers():
+    assert address("method/02_search.ipynb") == "method/search.html"
+    assert address("16a_llm.ipynb", ".md") == "llm.md"
+
+
+def test_links_between_folders():
+    there = Page("method/02_search.ipynb", "", [], title="Search")
+    here = Page("theory/pairs.ipynb", "", [], title="Pairs")
+    writer = Writer([there, here])
+    assert writer.link(here, "../method/02_search.ipynb#run") == "../method/search.html#run"
+    assert writer.dead == []
+    writer.link(here, "x.ipynb")
+    there.body = ['<h2 id="run">Run</h2> <a href="#run">x</a> <a href="../theory/pairs.html">y</a>']
+    here.body = [
+        '<a href="../method/search.html#run">x</a> <a href="../method/search.html#no">y</a>'
+    ]
+    with pytest.raises(ValueError, match="2 links lead nowhere") as raised:
+        check_links([there, here], writer)
+    assert str(raised.value).splitlines()[1:] == [
+        "theory/pairs.ipynb links to x.ipynb, which is not in the sidebar",
+        "theory/pairs.ipynb links to ../method/search.html#no, where nothing is called so",
+    ]
+
+
+# --- formulas and pictures --------------------------------------------------------------------
 
 
 def test_formula_it_does_not_know():
     with pytest.raises(ValueError, match=r"not understood in the formula.*\\nosuch"):
-        build_site.mathml(r"a \nosuch b")
+        mathml(r"a \nosuch b")
 
 
-@pytest.mark.parametrize("book", BOOKS)
-def test_nbdev_docs_can_read_it(book):
-    "nbdev reads a title cell as front matter, and executes cells that import something in notebooks that export"
-    import ast
-    import json
-
-    cells = json.loads((ROOT / "nbs" / book).read_text(encoding="utf-8"))["cells"]
-
-    def source(c):
-        return "".join(c["source"])
-
-    assert re.fullmatch(r"# .+(\n\n> .+)?", source(cells[0])), (
-        "the first cell holds the title and one line of promise, nothing else"
-    )
-    if not any("#| export" in source(c) for c in cells):
-        return
-    for c in cells:
-        if c["cell_type"] != "code" or re.search(r"^#\|\s*(export|eval: false)", source(c), re.M):
-            continue
-        imports = [
-            isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.walk(ast.parse(source(c)))
-        ]
-        uses = [
-            n
-            for n in ast.parse(source(c)).body
-            if not isinstance(n, (ast.Import, ast.ImportFrom))
-            and not (
-                isinstance(n, ast.Expr) and re.match(r"(logging|warnings|pd)\.", ast.unparse(n))
-            )
-        ]
-        assert not (any(imports) and uses), (
-            f"imports belong into a cell of their own: {source(c)[:200]}"
-        )
+@pytest.mark.parametrize("letter, drawn", [("R", "&#x0211D;"), ("E", "&#x1D53C;")])
+def test_double_struck_letters_stand_upright(letter, drawn):
+    "With or without braces: the character itself, which no browser slants"
+    for tex in (rf"\mathbb {letter}", rf"\mathbb{{{letter}}}", rf"\hat{{\mathbb {letter}}}_x"):
+        assert f'<mi mathvariant="normal">{drawn}</mi>' in mathml(tex)
+        assert "double-struck" not in mathml(tex)
 
 
-# --- in a browser -------------------------------------------------------------------------------------------------------
+def png(fill: str, box: tuple[int, int, int, int]) -> bytes:
+    "A white picture with a rectangle"
+    picture = Image.new("RGB", (40, 40), "white")
+    ImageDraw.Draw(picture).rectangle(box, fill=fill)
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
 
 
-def chromium():
-    "The path of a Chromium, or None for the one that playwright has of its own"
-    return next(
-        (p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))),
-        None,
-    )
+def test_plots_are_told_from_pictures():
+    "A plot is mostly paper and may be turned light on dark; a picture of something may not"
+    assert is_plot(png("black", (0, 20, 40, 21)))
+    assert not is_plot(png("green", (0, 0, 30, 30)))
 
 
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api")
-    with api.sync_playwright() as p:
-        try:
-            b = p.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        except api.Error as e:
-            pytest.skip(f"no Chromium: {str(e).splitlines()[0]}")
-        yield b
-        b.close()
-
-
-@pytest.fixture(scope="module")
-def address(site):
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *a):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def tab(browser, address):
-    "A page that lets no request leave the machine, and remembers what went wrong"
-    t = browser.new_context().new_page()
-    t.wrong = []
-
-    def local(route):
-        if route.request.url.startswith((address, "file://", "data:")):
-            route.continue_()
-        else:
-            t.wrong.append(f"asked for {route.request.url}")
-            route.abort()
-
-    t.route("**/*", local)
-    t.on("console", lambda m: m.type in ("error", "warning") and t.wrong.append(m.text))
-    t.on("pageerror", lambda e: t.wrong.append(str(e)))
-    t.on("response", lambda r: r.status >= 400 and t.wrong.append(f"{r.status} {r.url}"))
-    yield t
-    t.context.close()
-
-
-@pytest.mark.parametrize("width, scheme", [(1280, "light"), (390, "dark")])
-def test_every_page_opens(tab, address, width, scheme):
-    "Nothing complains, nothing is fetched from elsewhere, nothing sticks out, pictures load, formulas have a size"
-    tab.set_viewport_size({"width": width, "height": 900})
-    tab.emulate_media(color_scheme=scheme)
-    wide = []
+def test_every_figure_is_one_of_both(site):
     for url in URLS:
-        tab.goto(address + url)
-        tab.evaluate(
-            "Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode())))"
-        )
-        if (
-            w := tab.evaluate(
-                "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth)"
-            )
-        ) > width:
-            wide.append((url, w))
-        assert tab.evaluate(
-            "[...document.querySelectorAll('math')].every(m => m.getBoundingClientRect().height > 4)"
-        ), url
-        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == (
-            "rgb(255, 255, 255)" if scheme == "light" else "rgb(21, 24, 28)"
-        )
-    assert not wide and not tab.wrong
+        for image in re.findall(r"<img[^>]*>", (site / url).read_text(encoding="utf-8")):
+            assert re.search(r'class="(plot|picture)"', image)
 
 
-def test_the_watch_sees(tab, address):
-    "What these tests would catch: a request that leaves, an error on the console, a file that is not there"
-    tab.goto(address)
-    tab.evaluate("fetch('http://192.0.2.1/x').catch(() => 0)")
-    assert "asked for http://192.0.2.1/x" in tab.wrong
-    tab.evaluate("console.error('broken')")
-    assert "broken" in tab.wrong
-    tab.evaluate("fetch('none.png')")
-    assert f"404 {address}none.png" in tab.wrong
-
-
-@pytest.mark.parametrize("where", ["server", "file"])
-def test_search_finds_the_page(tab, address, site, where):
-    "Full text; from any page; also where the site is opened as files"
-    root = address if where == "server" else site.as_uri() + "/"
-    tab.goto(root + "theory/pairs.html")
-    tab.fill("#ui-search", "shrink")
-    tab.wait_for_selector("#ui-hits a")
-    hits = tab.eval_on_selector_all("#ui-hits a", "l => l.map(a => a.href)")
-    assert hits[0] == root + "inclusion.html#shrink"
-    tab.press("#ui-search", "Enter")
-    tab.wait_for_url("**/inclusion.html#shrink")
-    assert tab.locator("#shrink").is_visible()
-    tab.fill("#ui-search", "gro\u00dfe zebras")
-    tab.wait_for_selector("#ui-hits p")
-    assert tab.inner_text("#ui-hits") == "Nothing found."
-    tab.fill("#ui-search", "irrepresentable")
-    tab.wait_for_selector("#ui-hits a")
-    assert any(
-        "inverse_scale_space.html" in h
-        for h in tab.eval_on_selector_all("#ui-hits a", "l => l.map(a => a.href)")
-    )
-    assert not tab.wrong
-
-
-def test_light_dark_and_the_menu(tab, address):
-    "The choice is kept from page to page; on a phone the sidebar opens and leads on"
-    tab.set_viewport_size({"width": 390, "height": 800})
-    tab.emulate_media(color_scheme="light")
-    tab.goto(address)
-    tab.click("#ui-theme")
-    dark = "getComputedStyle(document.body).backgroundColor"
-    assert tab.evaluate(dark) == "rgb(21, 24, 28)"
-    assert not tab.is_visible("#ui-sidebar")
-    tab.click("#ui-menu")
-    tab.click("#ui-sidebar >> text=Search")
-    tab.wait_for_url("**/search.html")
-    assert tab.evaluate(dark) == "rgb(21, 24, 28)" and not tab.wrong
+def test_pictures_are_stored(tmp_path):
+    "A figure is a file beside its page, with its words"
+    picture = base64.b64encode(png("black", (0, 0, 1, 1))).decode()
+    output = {"output_type": "display_data", "data": {"image/png": picture}}
+    cell = {
+        "cell_type": "code",
+        "id": "1",
+        "source": "#| fig-alt: A dot in a corner.\nplot()",
+        "outputs": [output],
+    }
+    page = Page("room/00_a.ipynb", "", [cell], title="A")
+    render(Writer([page]), page)
+    assert list(page.files) == ["room/a_files/figure-1.png"]
+    assert 'src="a_files/figure-1.png" alt="A dot in a corner."' in "".join(page.body)

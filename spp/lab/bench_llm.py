@@ -11,6 +11,10 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -22,20 +26,12 @@ from ..cutting.latency import relative_latency
 from ..judging.baselines import baseline
 from ..judging.evaluate import provenance
 from .samples import smollm2, wikipedia
-from spp.llm.llm import (
-    Inclusion,
-    _consumers,
-    batches,
-    blocks,
-    levels,
-    one_shot,
-    perplexity,
-    repaired_cut,
-    walk,
-    wanda,
-    weight_path,
-    windows,
-)
+from ..llm.calibration import blocks, walk_blocks
+from ..llm.masks import levels
+from ..llm.scores import Inclusion, wanda
+from ..llm.text import perplexity, windows
+from ..llm.units import batches, consumers, repaired_cut
+from ..llm.weight_paths import LLMPath, one_shot, weight_path
 from ..method.objective import next_token
 from ..method.path import SolutionPath
 from ..method.search import first_looks, search
@@ -44,262 +40,335 @@ from ..models.transformers import weight
 
 # %% ../../nbs/lab/04_bench_llm.ipynb #5054fa7a
 class Record:
-    "A JSON file of figures, written after each"
+    "Figures in a JSON file, which is written after each of them"
 
-    def __init__(self, file: str | os.PathLike, arguments: dict):
-        self.file, self.arguments, self.t = (
-            Path(file),
-            json.loads(json.dumps(arguments)),
-            time.time(),
-        )
-        self.d = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
-        if self.d and self.d["arguments"] != self.arguments:
+    def __init__(
+        self,
+        file: str | os.PathLike,  # to write, or to resume
+        arguments: dict,  # of the run; a file with other arguments is refused
+    ):
+        self.file = Path(file)
+        self.arguments = json.loads(json.dumps(arguments))
+        self.since = time.time()
+        self.content = {}
+        if self.file.exists():
+            self.content = json.loads(self.file.read_text(encoding="utf-8"))
+        if self.content and self.content["arguments"] != self.arguments:
             raise ValueError(
-                f"{self.file} holds another run: {self.d['arguments']}, now {self.arguments}. Move it away, or ask for the same run."
+                f"{self.file} holds another run: {self.content['arguments']}, now "
+                f"{self.arguments}. Move it away, or ask for the same run."
             )
-        self.before = self.d.get("seconds", 0.0)
+        self.before = self.content.get("seconds", 0.0)
 
     def __contains__(self, key: str) -> bool:
-        return key in self.d.get("figures", {})
+        return key in self.content.get("figures", {})
 
-    def add(self, key: str, value) -> None:
-        "Keep a figure"
-        self.d |= provenance(
-            self.arguments.get("seeds", 0), self.before + time.time() - self.t, self.arguments
-        )
-        self.d.setdefault("figures", {})[key] = value
-        with replacing(self.file) as f:
-            f.write_text(json.dumps(self.d, indent=1) + "\n", encoding="utf-8")
+    def add(
+        self,
+        key: str,  # of the figure
+        value: float | dict,  # JSON-able
+    ) -> None:
+        "Keep a figure, and write the file."
+        seconds = self.before + time.time() - self.since
+        self.content |= provenance(self.arguments.get("seeds", 0), seconds, self.arguments)
+        self.content.setdefault("figures", {})[key] = value
+        with replacing(self.file) as new:
+            new.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
 
-# %% ../../nbs/lab/04_bench_llm.ipynb #55ed7f4d
-TARGETS = (
-    "0.5",
-    "2:4",
-    "0.3",
-    "0.7",
-    "0.6",
-)  # sparsities and a pattern, in the order in which they are measured
+# %% ../../nbs/lab/04_bench_llm.ipynb #d95fbe13
+TARGETS = ("0.5", "2:4", "0.3", "0.7", "0.6")  # sparsities and a pattern, in order of measuring
 
 
 def _asked(target: str) -> dict:
+    "The arguments of `LLMPath.prune` for a target"
     return dict(pattern=target) if ":" in target else dict(sparsity=float(target))
 
 
-def masks(
-    r: Record, model: nn.Module, calibration, test: Tensor, seeds, amp=None, **settings
+@dataclass
+class _Trial:
+    "Pruned models of `model`, each made and judged unless its figure is there"
+
+    record: Record
+    model: nn.Module
+    test: Tensor  # windows to judge by
+    amp: torch.dtype | None
+
+    def once(self, key: str, make: Callable[[], nn.Module]) -> None:
+        "Make a model, and keep its perplexity and the seconds it took to make"
+        if key in self.record:
+            return
+        since = time.time()
+        model = make()
+        seconds = round(time.time() - since, 1)
+        value = float(perplexity(model, self.test, amp=self.amp))
+        self.record.add(key, dict(perplexity=value, seconds=seconds))
+
+# %% ../../nbs/lab/04_bench_llm.ipynb #55ed7f4d
+def _at_target(
+    trial: _Trial, target: str, seed: int, ids: Tensor, path: Callable[[], LLMPath], first: bool
 ) -> None:
-    "Perplexity of every method at every target, for calibration windows `calibration(seed)`"
+    "Every method at one target and seed; `path` makes ours"
+    how = _asked(target)
+    at = f"{target} seed {seed}"
+    model, amp = trial.model, trial.amp
+    if any(f"{at} {name}" not in trial.record for name in ("ours", "ours + repair")):
+        ours = path()
+        repaired = partial(ours.prune, **how, repair=ids, amp=amp, progress=False)
+        trial.once(f"{at} ours", partial(ours.prune, **how))
+        trial.once(f"{at} ours + repair", repaired)
+    published = [("wanda", None), ("ria", None)]
+    if "sparsity" in how:
+        published.append(("ria", "row"))
+    for metric, by in published:
+        name = f"{metric} by row" if by else metric
+        shot = partial(one_shot, model, ids, metric, by=by, **how, amp=amp, progress=False)
+        trial.once(f"{at} {name}", shot)
+    if first:
+        few = ids[:1, :8]
+        trial.once(
+            f"{at} magnitude",
+            lambda: weight_path(model, few, "magnitude", progress=False).prune(**how),
+        )
 
-    def judge(m):
-        return float(perplexity(m, test, amp=amp))
 
-    def once(key, make):
-        if key not in r:
-            t = time.time()
-            m = make()
-            s = time.time() - t
-            r.add(key, dict(perplexity=judge(m), seconds=round(s, 1)))
-
-    once("dense", lambda: model)
+def masks(
+    record: Record,  # of the figures
+    model: nn.Module,  # dense
+    calibration: Callable[[int], Tensor],  # seed → windows, shape [n, length]
+    test: Tensor,  # windows to judge by, shape [n, length]
+    seeds: list[int],  # of the calibration windows
+    amp: torch.dtype | None = None,  # the type to run the model in; None: that of the weights
+    **settings,  # of the inclusion
+) -> None:
+    "Measure the perplexity of every method at every target."
+    trial = _Trial(record, model, test, amp)
+    trial.once("dense", lambda: model)
     for seed in seeds:
-        ids, path = calibration(seed), None
+        ids = calibration(seed)
+
+        @cache
+        def path(seed=seed, ids=ids):
+            since = time.time()
+            made = weight_path(model, ids, amp=amp, progress=False, **settings)
+            key = f"path seed {seed}"
+            if key not in record:
+                record.add(key, dict(seconds=round(time.time() - since, 1)))
+            return made
+
         for target in TARGETS:
-            how, at = _asked(target), f"{target} seed {seed}"
-            if any(f"{at} {m}" not in r for m in ("ours", "ours + repair")) and path is None:
-                t = time.time()
-                path = weight_path(model, ids, amp=amp, progress=False, **settings)
-                s = time.time() - t
-                f"path seed {seed}" in r or r.add(f"path seed {seed}", dict(seconds=round(s, 1)))
-            once(f"{at} ours", lambda: path.prune(**how))
-            once(
-                f"{at} ours + repair",
-                lambda: path.prune(**how, repair=ids, amp=amp, progress=False),
-            )
-            for m, by in (("wanda", None), ("ria", None), ("ria by row", "row")):
-                if by is None or "sparsity" in how:
-                    once(
-                        f"{at} {m}",
-                        lambda: one_shot(
-                            model, ids, m.split()[0], by=by, **how, amp=amp, progress=False
-                        ),
-                    )  # a pattern has groups of its own
-            if seed == seeds[0]:
-                once(
-                    f"{at} magnitude",
-                    lambda: weight_path(model, ids[:1, :8], "magnitude", progress=False).prune(
-                        **how
-                    ),
-                )
+            _at_target(trial, target, seed, ids, path, seed == seeds[0])
 
 # %% ../../nbs/lab/04_bench_llm.ipynb #3bca4b92
-def unit_wanda(model: nn.Module, ids: Tensor, **kw) -> SolutionPath:  # of `walk`
-    "Wanda's score of the columns that read a unit, summed"
-    pairs, score = (
-        find_pairs(model),
-        {
-            name: wanda(weight(layer).float(), s).sum(0)
-            for name, layer, s in walk(model, ids, full=False, **kw)
-        },
-    )
-    v, one = [], torch.ones(sum(p.n for p in pairs))
-    for p, (name, _) in zip(pairs, _consumers(model, pairs, one).items()):
-        x = score[name]
-        v.append(x.view(p.groups, -1, p.size).sum(1).flatten() if p.kind == "vo" else x)
-    return SolutionPath(
-        pairs,
-        torch.cat(v).float(),
-        info=dict(model=name_of(model), fingerprint=fingerprint(model), method="wanda"),
-    ).attach(model)
+def unit_wanda(
+    model: nn.Module,  # a causal language model of transformers
+    ids: Tensor,  # calibration windows, shape [n, length]
+    **kw,  # of `walk_blocks`: device, amp, progress
+) -> SolutionPath:  # attached to `model`
+    "The units of `model` in the order of Wanda's scores, summed over the columns that read them."
+    pairs = find_pairs(model)
+    score = {
+        name: wanda(weight(layer).float(), stats).sum(0)
+        for name, layer, stats in walk_blocks(model, ids, full=False, **kw)
+    }
+    everything = torch.ones(sum(pair.n for pair in pairs))
+    v = []
+    for pair, name in zip(pairs, consumers(model, pairs, everything)):
+        columns = score[name]
+        if pair.kind == "vo":  # several heads read one value
+            columns = columns.view(pair.groups, -1, pair.size).sum(1).flatten()
+        v.append(columns)
+    info = dict(model=name_of(model), fingerprint=fingerprint(model), method="wanda")
+    return SolutionPath(pairs, torch.cat(v).float(), info=info).attach(model)
+
+# %% ../../nbs/lab/04_bench_llm.ipynb #2d0710c9
+class _Continues(nn.Module):
+    "A language model whose `forward` continues a text by `new` tokens"
+
+    def __init__(self, model: nn.Module, new: int):
+        super().__init__()
+        self.model = model
+        self.new = new
+
+    def forward(self, x):
+        return self.model.generate(
+            x,
+            attention_mask=torch.ones_like(x),
+            max_new_tokens=self.new,
+            min_new_tokens=self.new,
+            do_sample=False,
+            pad_token_id=0,
+        )
 
 
 def generation(
-    small: nn.Module, model: nn.Module, ids: Tensor, new: int = 24, rounds: int = 5
-) -> float:
-    "Time that `small` takes to continue `ids` by `new` tokens, relative to `model`"
+    small: nn.Module,  # a cut of `model`
+    model: nn.Module,  # dense
+    ids: Tensor,  # texts to continue, shape [n, length]
+    new: int = 24,  # tokens to generate
+    rounds: int = 5,  # of which the median counts
+) -> float:  # time of `small` over the time of `model`
+    "How long `small` takes to continue `ids`, relative to `model`."
+    return relative_latency([_Continues(small, new)], _Continues(model, new), ids, rounds)[0]
 
-    class Goes(nn.Module):
-        def __init__(self, m):
-            super().__init__()
-            self.m = m
-
-        def forward(self, x):
-            return self.m.generate(
-                x,
-                attention_mask=torch.ones_like(x),
-                max_new_tokens=new,
-                min_new_tokens=new,
-                do_sample=False,
-                pad_token_id=0,
-            )
-
-    return relative_latency([Goes(small)], Goes(model), ids, rounds)[0]
+# %% ../../nbs/lab/04_bench_llm.ipynb #ae5a6435
+def _orders(
+    model: nn.Module, ids: Tensor, seed: int, steps: int, amp: torch.dtype | None
+) -> dict[str, Callable[[], SolutionPath]]:
+    "Each order of units, by name, and what makes it"
+    data = batches(ids[:, :256], 2)
+    needed = steps + first_looks(steps)
+    repeated = (data * needed)[:needed]
+    return {
+        "magnitude": lambda: baseline("magnitude", model),
+        "wanda": lambda: unit_wanda(model, ids, amp=amp, progress=False),
+        "taylor": lambda: baseline("taylor", model, data, len(data), loss=next_token),
+        "ours": lambda: search(model, repeated, steps=steps, seed=seed, amp=amp, progress=False),
+    }
 
 
 def units(
-    r: Record,
-    model: nn.Module,
-    calibration,
-    test: Tensor,
-    seeds,
-    params=(0.9, 0.8, 0.7),
-    steps: int = 60,
-    amp=None,
+    record: Record,  # of the figures
+    model: nn.Module,  # dense
+    calibration: Callable[[int], Tensor],  # seed → windows, shape [n, length]
+    test: Tensor,  # windows to judge by, shape [n, length]
+    seeds: list[int],  # of the calibration windows
+    params: tuple[float, ...] = (0.9, 0.8, 0.7),  # shares of the parameters to cut to
+    steps: int = 60,  # of the search
+    amp: torch.dtype | None = None,  # the type to run the model in; None: that of the weights
 ) -> None:
-    "Perplexity of dense cuts by every order, repaired or not"
-
-    def judge(m):
-        return float(perplexity(m, test, amp=amp))
-
+    "Measure the perplexity of dense cuts by every order, with and without repair."
     for seed in seeds:
         ids = calibration(seed)
-        n = steps + first_looks(steps)
-        data = batches(ids[:, :256], 2)
-        orders = {
-            "magnitude": lambda: baseline("magnitude", model),
-            "wanda": lambda: unit_wanda(model, ids, amp=amp, progress=False),
-            "taylor": lambda: baseline("taylor", model, data, len(data), loss=next_token),
-            "ours": lambda: search(
-                model, (data * n)[:n], steps=steps, seed=seed, amp=amp, progress=False
-            ),
-        }
-        for name, make in orders.items():
+        for name, make in _orders(model, ids, seed, steps, amp).items():
             keys = {
-                (p, fix): f"params {p} seed {seed} {name}{' + repair' if fix else ''}"
-                for p in params
+                (share, fix): f"params {share} seed {seed} {name}{' + repair' if fix else ''}"
+                for share in params
                 for fix in (False, True)
             }
-            if all(k in r for k in keys.values()):
-                continue
-            path = make()
-            for (p, fix), key in keys.items():
-                if key in r:
-                    continue
-                small = (
-                    repaired_cut(path, ids, params=p, amp=amp, progress=False)
-                    if fix
-                    else path.cut(params=p)
-                )
-                r.add(
-                    key,
-                    dict(
-                        perplexity=judge(small),
-                        params=small.spp.got["params"],
-                        **(
-                            {"generation": generation(small, model, ids[:1, :64])}
-                            if name == "ours" and not fix and seed == seeds[0]
-                            else {}
-                        ),
-                    ),
-                )
+            missing = {asked: key for asked, key in keys.items() if key not in record}
+            path = make() if missing else None
+            for (share, fix), key in missing.items():
+                if fix:
+                    small = repaired_cut(path, ids, params=share, amp=amp, progress=False)
+                else:
+                    small = path.cut(params=share)
+                value = float(perplexity(small, test, amp=amp))
+                figure = dict(perplexity=value, params=small.spp.got["params"])
+                if name == "ours" and not fix and seed == seeds[0]:
+                    figure["generation"] = generation(small, model, ids[:1, :64])
+                record.add(key, figure)
 
-# %% ../../nbs/lab/04_bench_llm.ipynb #38d81ced
+# %% ../../nbs/lab/04_bench_llm.ipynb #4bffc20c
 def sweep(
-    w: Tensor, h: Tensor, sparsity: float = 0.5, damping: float = 0.01, width: int = 128
-) -> Tensor:
-    "One pass of the kind of SparseGPT (Frantar and Alistarh, 2023): choose and compensate in blocks of columns"
-    w, h = w.clone(), h + damping * h.diagonal().mean() * torch.eye(len(h))
-    u = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True)
-    for a in range(0, w.shape[1], width):
-        b = min(a + width, w.shape[1])
-        v = (w[:, a:b] / u.diagonal()[a:b]).square()
-        gone = v <= v.flatten().kthvalue(max(1, int(v.numel() * sparsity))).values
-        e = torch.zeros(len(w), b - a)
-        for j in range(a, b):
-            e[:, j - a] = w[:, j] * gone[:, j - a] / u[j, j]
-            w[:, j:b] -= e[:, j - a, None] * u[j, j:b]
-            w[:, j] *= ~gone[:, j - a]
-        w[:, b:] -= e @ u[a:b, b:]
+    w: Tensor,  # weights W, shape [out, in]
+    h: Tensor,  # second moments H, shape [in, in]
+    sparsity: float = 0.5,  # share of the weights of each block of columns that become zero
+    damping: float = 0.01,  # λ over the mean of the diagonal of H
+    width: int = 128,  # columns in a block
+) -> Tensor:  # weights with zeros, shape [out, in]
+    """Choose and compensate in blocks of columns, in one pass.
+
+    The procedure of SparseGPT (Frantar and Alistarh, 2023), for its cost and its error.
+    """
+    w = w.clone()
+    h = h + damping * h.diagonal().mean() * torch.eye(len(h))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(h))
+    u = torch.linalg.cholesky(inverse, upper=True)
+    for start in range(0, w.shape[1], width):
+        end = min(start + width, w.shape[1])
+        saliency = (w[:, start:end] / u.diagonal()[start:end]).square()
+        count = max(1, int(saliency.numel() * sparsity))
+        gone = saliency <= saliency.flatten().kthvalue(count).values
+        error = torch.zeros(len(w), end - start)
+        for j in range(start, end):
+            leaves = gone[:, j - start]
+            error[:, j - start] = w[:, j] * leaves / u[j, j]
+            w[:, j:end] -= error[:, j - start, None] * u[j, j:end]
+            w[:, j] *= ~leaves
+        w[:, end:] -= error @ u[start:end, end:]
     return w
+
+# %% ../../nbs/lab/04_bench_llm.ipynb #06b01dfd
+@contextmanager
+def _one_block(model: nn.Module) -> Iterator[None]:
+    "Within, the middle block is the only one of `model`"
+    name, stack = blocks(model)
+    parent, _, last = name.rpartition(".")
+    home = model.get_submodule(parent)
+    config = model.config
+    count = getattr(config, "num_hidden_layers", None)
+    try:
+        setattr(home, last, nn.ModuleList([stack[len(stack) // 2]]))
+        if count is not None:
+            config.num_hidden_layers = 1
+        yield
+    finally:
+        setattr(home, last, stack)
+        if count is not None:
+            config.num_hidden_layers = count
 
 
 @torch.no_grad()
-def cost(r: Record, model: nn.Module, ids: Tensor) -> None:
-    "Seconds of each kind of pass for one block, calibration included"
-    if "cost" in r:
+def cost(
+    record: Record,  # of the figures
+    model: nn.Module,  # dense
+    ids: Tensor,  # calibration windows, shape [n, length]
+) -> None:
+    "Measure the seconds of each kind of pass over one block, calibration included."
+    if "cost" in record:
         return
-    name, stack = blocks(model)
-    block = stack[len(stack) // 2]
-    rest = list(stack)
+    passes = {
+        "wanda": lambda w, stats: levels(wanda(w, stats)),
+        "ours": lambda w, stats: levels(Inclusion()(w, stats)),
+        "sparsegpt": lambda w, stats: sweep(w, stats.second),
+    }
     took = {}
-    try:
-        model.get_submodule(name.rpartition(".")[0])._modules[name.rpartition(".")[2]] = (
-            nn.ModuleList([block])
-        )
-        if hasattr(model.config, "num_hidden_layers"):
-            layers, model.config.num_hidden_layers = model.config.num_hidden_layers, 1
-        for kind in ("wanda", "ours", "sparsegpt"):
-            t = time.time()
-            for _, layer, s in walk(model, ids, refresh=True, progress=False, full=kind != "wanda"):
-                w = weight(layer)
-                levels(wanda(w, s)) if kind == "wanda" else levels(
-                    Inclusion()(w, s)
-                ) if kind == "ours" else sweep(w, s.h)
-            took[kind] = round(time.time() - t, 3)
-    finally:
-        model.get_submodule(name.rpartition(".")[0])._modules[name.rpartition(".")[2]] = stack
-        model.config.num_hidden_layers = len(rest)
-    r.add(
-        "cost",
-        took
-        | {
-            "over wanda": took["ours"] / took["wanda"],
-            "over sparsegpt": took["ours"] / took["sparsegpt"],
-        },
-    )
+    with _one_block(model):
+        for kind, prune in passes.items():
+            since = time.time()
+            full = kind != "wanda"
+            for _, layer, stats in walk_blocks(model, ids, refresh=True, progress=False, full=full):
+                prune(weight(layer), stats)
+            took[kind] = round(time.time() - since, 3)
+    for other in ("wanda", "sparsegpt"):
+        took[f"over {other}"] = took["ours"] / took[other]
+    record.add("cost", took)
 
 # %% ../../nbs/lab/04_bench_llm.ipynb #e4d3e091
 _PEAK = """
-import json, resource, sys, torch
+import json
+import resource
+import sys
+
+import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.initialization import no_init_weights
-from spp.llm.llm import weight_path
-with no_init_weights(): model = LlamaForCausalLM(LlamaConfig(**json.loads(sys.argv[1]))).eval()
-torch.manual_seed(0); [p.data.normal_(0, .02) for p in model.parameters()]
-now = lambda: int(next(x for x in open("/proc/self/status") if x.startswith("VmRSS")).split()[1]) * 1024
-before = now(); path = weight_path(model, torch.randint(100, (2, 64)), progress=False, steps=1)
-c = model.config; own = sum(p.numel() * p.element_size() for p in model.parameters())
-print(json.dumps(dict(parameters=model.num_parameters(), model=own, before=before, peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, statistics=4 * (3 * c.hidden_size ** 2 + c.intermediate_size ** 2))))
+
+from spp.llm.weight_paths import weight_path
+
+config = LlamaConfig(**json.loads(sys.argv[1]))
+with no_init_weights():
+    model = LlamaForCausalLM(config).eval()
+torch.manual_seed(0)
+for p in model.parameters():
+    p.data.normal_(0, 0.02)
+status = open("/proc/self/status").read().splitlines()
+before = int(next(x for x in status if x.startswith("VmRSS")).split()[1]) * 1024
+path = weight_path(model, torch.randint(100, (2, 64)), progress=False, steps=1)
+print(
+    json.dumps(
+        dict(
+            parameters=model.num_parameters(),
+            model=sum(p.numel() * p.element_size() for p in model.parameters()),
+            before=before,
+            peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            statistics=4 * (3 * config.hidden_size**2 + config.intermediate_size**2),
+        )
+    )
+)
 """
+
+# %% ../../nbs/lab/04_bench_llm.ipynb #ccaa3669
 BILLION = dict(
     vocab_size=32000,
     hidden_size=2048,
@@ -311,64 +380,54 @@ BILLION = dict(
 )
 
 
-def memory(r: Record, config: dict = BILLION) -> None:
-    "Peak of the resident memory of `weight_path`, in bytes"
-    if "memory" in r:
+def memory(
+    record: Record,  # of the figures
+    config: dict = BILLION,  # of a `LlamaConfig`
+) -> None:
+    "Measure the peak of the resident memory of `weight_path`, in bytes, in a process of its own."
+    if "memory" in record:
         return
-    m = json.loads(
-        subprocess.run(
-            [sys.executable, "-c", _PEAK, json.dumps(config)],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.splitlines()[-1]
-    )
-    r.add(
-        "memory",
-        m
-        | {
-            "over model and statistics": (m["peak"] - m["before"] + m["model"] - m["statistics"])
-            / m["model"]
-        },
-    )
+    command = [sys.executable, "-c", _PEAK, json.dumps(config)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    sizes = json.loads(said.splitlines()[-1])
+    above = sizes["peak"] - sizes["before"] + sizes["model"] - sizes["statistics"]
+    record.add("memory", sizes | {"over model and statistics": above / sizes["model"]})
 
 # %% ../../nbs/lab/04_bench_llm.ipynb #471bf8ba
 def bench(
     out: str | os.PathLike = "results",  # folder
     seeds: tuple[int, ...] = (20, 21, 22),  # of the calibration windows
-    n: int = 8,
-    held_out: int = 8,  # windows to calibrate on, and to judge by
-    length: int = 512,  # tokens in each
+    n: int = 8,  # windows to calibrate on
+    held_out: int = 8,  # windows to judge by
+    length: int = 512,  # tokens in each window
     steps: int = 60,  # of the search of units
-    parts: tuple[str, ...] = ("masks", "cost", "units", "memory"),
+    parts: tuple[str, ...] = ("masks", "cost", "units", "memory"),  # what to measure
 ) -> Path:  # llm.json
-    "Measure, or go on measuring"
+    "Measure the figures of the results page on language models, or resume measuring them."
     model, tokenizer = smollm2()
     articles = wikipedia()
     test = windows(articles[91:], tokenizer, held_out, length, 0)
-    r = Record(
-        Path(out) / "llm.json",
-        dict(
-            model="SmolLM2-135M-Instruct",
-            seeds=list(seeds),
-            windows=n,
-            held_out=held_out,
-            length=length,
-            steps=steps,
-            precision="bfloat16 forward, float32 moments",
-            test=repr(test.shape) and str(test.sum().item()),
-        ),
+    arguments = dict(
+        model="SmolLM2-135M-Instruct",
+        seeds=list(seeds),
+        windows=n,
+        held_out=held_out,
+        length=length,
+        steps=steps,
+        precision="bfloat16 forward, float32 moments",
+        test=str(test.sum().item()),  # tells one choice of windows from another
     )
+    record = Record(Path(out) / "llm.json", arguments)
 
     def calibration(seed):
         return windows(articles[:80], tokenizer, n, length, seed)
 
     if "masks" in parts:
-        masks(r, model, calibration, test, seeds, torch.bfloat16)
+        masks(record, model, calibration, test, seeds, torch.bfloat16)
     if "cost" in parts:
-        cost(r, model, calibration(seeds[0]))
+        cost(record, model, calibration(seeds[0]))
     if "units" in parts:
-        units(r, model, calibration, test, seeds, steps=steps, amp=torch.bfloat16)
+        units(record, model, calibration, test, seeds, steps=steps, amp=torch.bfloat16)
     if "memory" in parts:
-        memory(r)
-    return r.file
+        memory(record)
+    return record.file

@@ -7,7 +7,8 @@ __all__ = ['balancing', 'moments', 'balance']
 
 # %% ../../nbs/method/04_balance.ipynb #a7d3e851
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 
 import torch
@@ -20,187 +21,213 @@ from .objective import call, over_ranks, ranks, stream
 from ..models.pairs import Pair, find_pairs, has_values, opened, unwrapped
 
 # %% ../../nbs/method/04_balance.ipynb #e2b7904c
-def _root(
-    g: Tensor, ridge: float
-) -> Tensor:  # R with RᵀR = g + ridge · its largest eigenvalue; the unit matrix if g is 0
+def _root(g: Tensor, ridge: float) -> Tensor:
+    "R with RᵀR = g + ridge · (its largest eigenvalue); the unit matrix if `g` is 0."
     e, u = torch.linalg.eigh((g + g.mT) / 2)
     top = e[..., -1:]
-    return (
-        torch.where(top > 0, e.clamp(min=0) + ridge * top, torch.ones_like(e)).sqrt()[..., None]
-        * u.mT
-    )
+    values = torch.where(top > 0, e.clamp(min=0) + ridge * top, torch.ones_like(e))
+    return values.sqrt()[..., None] * u.mT
 
 
 def balancing(
     a: Tensor,  # second moments of the units on one side, shape [..., n, n]
-    b: Tensor,  # on the other side, the same shape
-    ridge: float = 1e-6,  # share of the largest eigenvalue that is added to all of them, so that T has an inverse
+    b: Tensor,  # second moments on the other side, shape [..., n, n]
+    ridge: float = 1e-6,  # share of the largest eigenvalue that is added to all, see below
 ) -> tuple[Tensor, Tensor]:  # T and its inverse, shape [..., n, n] each
-    "The balancing transformation of two moments (eq. 3)"
+    """The balancing transformation of two second moments (eq. 3).
+
+    The `ridge` gives T an inverse where a head has a dimension that does nothing.
+    """
     ra, rb = _root(a, ridge), _root(b, ridge)
     u, s, v = torch.linalg.svd(ra @ rb.mT)
     return s.rsqrt()[..., None] * (v @ rb), (ra.mT @ u) * s.rsqrt()[..., None, :]
 
 # %% ../../nbs/method/04_balance.ipynb #d81c5f07
-def _of(model: nn.Module, pair: Pair) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    "The two maps of a pair, shape [n, …], and what is added on either side"
-    a = import_module("spp." + pair.adapter)
-    return *a.unit_weights(model, pair), *a.unit_biases(model, pair)
+def _maps(model: nn.Module, pair: Pair) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    "The two maps of a pair, shape [n, …], and the biases on either side."
+    adapter = import_module("spp." + pair.adapter)
+    return *adapter.unit_weights(model, pair), *adapter.unit_biases(model, pair)
 
 
 def _heads(x: Tensor, pair: Pair) -> Tensor:
-    "By head, shape [groups, size, …]"
+    "A map or bias by head, shape [groups, size, …], float64 on the CPU."
     return x.detach().cpu().double().unflatten(0, (pair.groups, pair.size))
 
 
-def _look(
-    model: nn.Module, pair: Pair
-) -> tuple[
-    str, Callable[[Tensor], list[Tensor]]
-]:  # name of a layer; (rows that it is given, shape [rows, …]) → sums over them
-    "Where the units of a pair can be seen, and what to add up there"
-    shape, square = (
-        (pair.groups, -1, pair.size),
-        lambda y: (y := y.float()).mT @ y,
-    )  # y: [groups, rows, size]
-    if pair.kind == "vo":
-        return import_module("spp." + pair.adapter).reader(model, pair), lambda z: [
-            square(z.unflatten(-1, shape).permute(1, 0, 2, 3).flatten(1, 2))
-        ]
-    one, two, bias, _ = _of(model, pair)
+def _products(y: Tensor) -> Tensor:
+    "Sums of yᵢyⱼ over the rows, shape [groups, size, size], for `y` [groups, rows, size]."
+    y = y.float()
+    return y.mT @ y
 
-    def asked(x):
-        q, k = (
-            F.linear(x, w, b).unflatten(-1, (pair.groups, pair.size)).transpose(0, 1)
-            for w, b in ((one, bias), (two, None))
+# %% ../../nbs/method/04_balance.ipynb #20c5d9e8
+_Look = tuple[str, Callable[[Tensor], list[Tensor]]]  # name of a layer; its input → sums over rows
+
+
+def _look_at_values(model: nn.Module, pair: Pair) -> _Look:
+    "Sum the products of the units of a `vo` pair where they are read."
+
+    def sums(z):
+        heads = z.unflatten(-1, (pair.groups, -1, pair.size))  # [rows, groups, sharing, size]
+        return [_products(heads.permute(1, 0, 2, 3).flatten(1, 2))]
+
+    return import_module("spp." + pair.adapter).reader(model, pair), sums
+
+
+def _look_at_queries(model: nn.Module, pair: Pair) -> _Look:
+    "Sum the products of queries, those of keys, and the keys of a `qk` pair."
+    query, key, bias, _ = _maps(model, pair)
+
+    def by_head(y):
+        return y.unflatten(-1, (pair.groups, pair.size)).transpose(0, 1)
+
+    def sums(x):
+        q = by_head(F.linear(x, query, bias))
+        k = by_head(F.linear(x, key))
+        return [_products(q), _products(k), k.float().sum(1)]
+
+    return pair.site, sums
+
+# %% ../../nbs/method/04_balance.ipynb #b5a73d20
+class _Watch:
+    "Sums over the inputs of some layers while a model runs."
+
+    def __init__(self, looks: list[_Look]):
+        self.looks = looks
+        self.sums = [None] * len(looks)  # of each look, and the number of rows
+        self.mask = None  # 1 for tokens that count, of the batch at hand
+
+    def rows(self, x: Tensor) -> Tensor:
+        "The tokens of `x` that count, shape [rows, …]."
+        if self.mask is not None and x.shape[:-1] == self.mask.shape:
+            return x[self.mask.bool()]
+        return x.flatten(0, -2)
+
+    def add(self, i: int, args: tuple, kwargs: dict) -> None:
+        "Add what layer `i` is called with: its first tensor of floating-point numbers."
+        given = (*args, *kwargs.values())
+        x = next(t for t in given if isinstance(t, Tensor) and t.is_floating_point())
+        x = self.rows(x)
+        new = [*self.looks[i][1](x), torch.tensor(float(len(x)), device=x.device)]
+        old = self.sums[i]
+        self.sums[i] = new if old is None else [a + b for a, b in zip(old, new)]
+
+    @contextmanager
+    def on(self, model: nn.Module) -> Iterator[None]:
+        "Watch `model` in a `with` block."
+        hooks = []
+        for i, (name, _) in enumerate(self.looks):
+
+            def hook(_, args, kwargs, i=i):
+                self.add(i, args, kwargs)
+
+            layer = model.get_submodule(name)
+            hooks.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+# %% ../../nbs/method/04_balance.ipynb #f9d263ab
+def _moments_of(model: nn.Module, pair: Pair, sums: list[Tensor] | None) -> tuple[Tensor, Tensor]:
+    "A and B of a pair from its sums; `ValueError` if there are none."
+    if sums is None:
+        raise ValueError(
+            f"`{pair.site}` was not called by any of the batches."
+            " Pass batches that reach it, or pairs= without it."
         )
-        return [square(q), square(k), k.float().sum(1)]
-
-    return pair.site, asked
+    *sums, n = (over_ranks(x).cpu().double() for x in sums)
+    if pair.kind == "vo":
+        rows = _heads(_maps(model, pair)[1], pair)
+        return sums[0] / n, rows @ rows.mT
+    a, b, mean = (x / n for x in sums)
+    return a, b - mean[..., None] * mean[:, None]
 
 
 @torch.no_grad()
 def moments(
-    model: nn.Module,
+    model: nn.Module,  # a model with attention
     pairs: list[Pair],  # of kinds `qk` and `vo`
     data: Iterable,  # batches, as for `search`
-    batches: int = 8,
-    progress: bool = True,
-) -> list[
-    tuple[Tensor, Tensor]
-]:  # A and B of each pair, shape [groups, size, size] each, float64 on the CPU
-    "Second moments of the units of attention pairs, on either side"
-    looks, sums, mask = [_look(model, p) for p in pairs], [None for _ in pairs], None
+    batches: int = 8,  # number of batches to run
+    progress: bool = True,  # show a progress bar
+) -> list[tuple[Tensor, Tensor]]:  # A and B of each pair, float64 on the CPU
+    """Second moments of the units of attention pairs, on either side (eq. 2).
 
-    def seen(i: int, look):
-        def hook(_, args, kwargs):
-            x = next(
-                t
-                for t in (*args, *kwargs.values())
-                if isinstance(t, Tensor) and t.is_floating_point()
-            )
-            x = (
-                x[mask.bool()]
-                if mask is not None and x.shape[:-1] == mask.shape
-                else x.flatten(0, -2)
-            )
-            new = [*look(x), torch.tensor(float(len(x)), device=x.device)]
-            sums[i] = new if sums[i] is None else [a + b for a, b in zip(sums[i], new)]
-
-        return hook
-
-    with opened(model, pairs):
-        hooks = [
-            model.get_submodule(name).register_forward_pre_hook(seen(i, look), with_kwargs=True)
-            for i, (name, look) in enumerate(looks)
-        ]
-        try:
-            for x, _ in tqdm(
-                stream(data, batches, next(model.parameters()).device),
-                total=batches,
-                desc="balance",
-                leave=False,
-                **{} if progress and ranks()[0] == 0 else {"disable": True},
-            ):
-                mask = x.get("attention_mask") if isinstance(x, Mapping) else None
-                call(model, x)
-        finally:
-            for h in hooks:
-                h.remove()
-    out = []
-    for p, s in zip(pairs, sums):
-        if s is None:
-            raise ValueError(
-                f"`{p.site}` was not called by any of the batches. Pass batches that reach it, or pairs= without it."
-            )
-        *s, n = (over_ranks(y).cpu().double() for y in s)
-        if p.kind == "vo":
-            b = _heads(_of(model, p)[1], p)
-            out.append((s[0] / n, b @ b.mT))
-        else:
-            a, b, mean = (y / n for y in s)
-            out.append((a, b - mean[..., None] * mean[:, None]))
-    return out
+    A and B have the shape [groups, size, size]. Raises `ValueError` if the data is empty, or if
+    no batch reaches a pair.
+    """
+    looks = [(_look_at_values if p.kind == "vo" else _look_at_queries)(model, p) for p in pairs]
+    watch = _Watch(looks)
+    device = next(model.parameters()).device
+    off = {} if progress and ranks()[0] == 0 else {"disable": True}
+    bar = dict(total=batches, desc="balance", leave=False, **off)
+    with opened(model, pairs), watch.on(model):
+        for x, _ in tqdm(stream(data, batches, device), **bar):
+            watch.mask = x.get("attention_mask") if isinstance(x, Mapping) else None
+            call(model, x)
+    return [_moments_of(model, p, sums) for p, sums in zip(pairs, watch.sums)]
 
 # %% ../../nbs/method/04_balance.ipynb #5d3a9e16
-def _put(
-    params: list[nn.Parameter], parts: list[tuple[Tensor, Tensor]]
-) -> None:  # (what was read from parameters, what shall stand there)
-    "Give parts of parameters other values"
+def _put(params: list[nn.Parameter], parts: list[tuple[Tensor, Tensor]]) -> None:
+    """Write new values to the places in `params` that something was read from.
 
-    def back(y):
-        return torch.autograd.grad(y, params, retain_graph=True, allow_unused=True)
+    Each of `parts` is what was read from the parameters, with its graph, and the values that
+    should stand there. Where they belong is found by two gradients.
+    """
 
-    values, here = (
-        back(sum((x * y.to(x)).sum() for x, y in parts)),
-        back(sum(x.sum() for x, _ in parts)),
-    )
+    def gradients(total):
+        return torch.autograd.grad(total, params, retain_graph=True, allow_unused=True)
+
+    values = gradients(sum((read * new.to(read)).sum() for read, new in parts))
+    places = gradients(sum(read.sum() for read, _ in parts))
     with torch.no_grad():
-        for p, y, there in zip(params, values, here):
-            if y is not None:
-                p.copy_(torch.where(there != 0, y, p))
+        for p, value, place in zip(params, values, places):
+            if value is not None:
+                p.copy_(torch.where(place != 0, value, p))
+
+# %% ../../nbs/method/04_balance.ipynb #ad31c60b
+def _turned(t: Tensor, x: Tensor, pair: Pair) -> Tensor:
+    "A map or bias with `t` applied to the units of each head, shape as `x`."
+    heads = _heads(x, pair)
+    if x.dim() == 1:
+        return (t @ heads[..., None])[..., 0].flatten(0, 1)
+    return (t @ heads.flatten(2)).flatten(0, 1)
 
 
 def balance(
     model: nn.Module,  # not changed
     data: Iterable,  # batches, as for `search`; labels are not needed
     *,
-    batches: int = 8,  # how many of them are looked at
-    pairs: list[Pair] | None = None,  # whose heads; those of everything that `find_pairs` finds
-    progress: bool = True,
-) -> nn.Module:  # of the same class and size; in evaluation mode
-    "A copy of `model` that computes the same, up to rounding, with every head in balanced coordinates (eq. 3); `ValueError` where there is no head"
+    batches: int = 8,  # number of batches to run
+    pairs: list[Pair] | None = None,  # whose heads; None: of everything that `find_pairs` finds
+    progress: bool = True,  # show a progress bar
+) -> nn.Module:  # of the same class and size, in evaluation mode
+    """A copy of `model` with every head in balanced coordinates (eq. 3).
+
+    It computes the same as `model`, up to rounding. Raises `ValueError` if there is no head.
+    """
     has_values(unwrapped(model))
     pairs = [p for p in (find_pairs(model) if pairs is None else pairs) if p.kind in ("qk", "vo")]
     if not pairs:
         raise ValueError(
-            f"{type(model).__name__} has no attention layer whose units can be cut, so there is nothing to balance: search it as it is"
+            f"{type(model).__name__} has no attention layer whose units can be cut,"
+            " so there is nothing to balance: search it as it is"
         )
     new = copy.deepcopy(model).eval()
-    params, frozen = list(new.parameters()), [not p.requires_grad for p in new.parameters()]
+    params = list(new.parameters())
+    frozen = [not p.requires_grad for p in params]
     found = moments(new, pairs, data, batches, progress)
     for p in params:
-        p.requires_grad_(True)
+        p.requires_grad_(True)  # for `_put`
     with torch.enable_grad():
-        for p, (a, b) in zip(pairs, found):
-            T, inverse = balancing(a, b)
-            maps = _of(new, p)
-
-            def turn(t, x):
-                return (
-                    t @ _heads(x, p).flatten(2)
-                    if x.dim() > 1
-                    else (t @ _heads(x, p)[..., None])[..., 0]
-                ).flatten(0, 1)
-
-            _put(
-                params,
-                [(x, turn(t, x)) for x, t in zip(maps, (T, inverse.mT) * 2) if x is not None],
-            )
+        for pair, (a, b) in zip(pairs, found):
+            t, inverse = balancing(a, b)
+            sides = zip(_maps(new, pair), (t, inverse.mT, t, inverse.mT))
+            _put(params, [(x, _turned(by, x, pair)) for x, by in sides if x is not None])
     for p, off in zip(params, frozen):
         p.requires_grad_(not off)
         if ranks()[1] > 1:
-            dist.broadcast(
-                p.data, 0
-            )  # the same bits everywhere, whatever a decomposition does on another machine
+            # the same bits everywhere, whatever a decomposition gives on another machine
+            dist.broadcast(p.data, 0)
     return new

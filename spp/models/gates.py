@@ -17,98 +17,109 @@ from .pairs import Pair, opened, split_units
 
 # %% ../../nbs/models/01_gates.ipynb #725d9e9e
 class Gates:
-    "The gates of a live model; `set` them, run the model, take `grad`"
+    "The gates of a live model: `set` them, run the model, take `grad`"
 
     def __init__(
-        self, model: nn.Module, pairs: list[Pair], learn: bool = True
-    ):  # learn: gradients of the gates are wanted
-        self.pairs, self.n, self.learn = pairs, sum(p.n for p in pairs), learn
-        self.like = [
-            next(model.get_submodule(p.site).parameters()) for p in pairs
-        ]  # device and dtype of each
+        self,
+        model: nn.Module,  # the model that they multiply
+        pairs: list[Pair],  # its pairs
+        learn: bool = True,  # `grad` will be asked for
+    ):
+        self.pairs = pairs
+        self.n = sum(p.n for p in pairs)
+        self.learn = learn
+        # a parameter at each site: the gates have its device and dtype
+        self.like = [next(model.get_submodule(p.site).parameters()) for p in pairs]
         self.set(torch.ones(self.n))
 
-    def off(self):
-        "The dense model, until the next `set`"
+    def off(self) -> None:
+        "Run the dense model until the next `set`"
         self.parts = None
 
     @torch.no_grad()
-    def set(self, m: Tensor):  # gates, shape [n], or [batch, n] for gates per sample
-        "Make `m` the gates"
+    def set(
+        self,
+        m: Tensor,  # gates, shape [n], or [batch, n] for gates per sample
+    ) -> None:
+        "Make `m` the gates; `ValueError` if it has another number of units"
         if m.shape[-1] != self.n or m.dim() > 2:
             split_units(m, self.pairs)  # raises, saying what was expected
         parts = m.view(-1, self.n).split([p.n for p in self.pairs], dim=1)
         self.parts = [
-            x.reshape(-1, p.groups, p.size)
-            .to(w.device, w.dtype, copy=True)
+            part.reshape(-1, p.groups, p.size)
+            .to(like.device, like.dtype, copy=True)
             .requires_grad_(self.learn)
-            for x, p, w in zip(parts, self.pairs, self.like)
+            for part, p, like in zip(parts, self.pairs, self.like)
         ]
 
     def grad(
-        self, loss: Tensor, again: bool = False
-    ) -> Tensor:  # float32 or wider, shape [n] or [batch, n]
-        "Gradient of the scalar `loss` in the gates, on their device; `again`: keep what another gradient of the same run needs"
-        g = [x.flatten(1) for x in torch.autograd.grad(loss, self.parts, retain_graph=again)]
-        g = torch.cat([x.to(g[0].device) for x in g], 1)
-        return (g if g.dtype == torch.float64 else g.float())[0 if len(g) == 1 else slice(None)]
+        self,
+        loss: Tensor,  # a scalar that was computed under these gates
+        again: bool = False,  # keep the graph for another gradient of the same run
+    ) -> Tensor:  # shape [n] or [batch, n], on the gates' device, float32 or wider
+        "Gradient of `loss` in the gates"
+        each = [g.flatten(1) for g in torch.autograd.grad(loss, self.parts, retain_graph=again)]
+        whole = torch.cat([g.to(each[0].device) for g in each], 1)
+        if whole.dtype != torch.float64:
+            whole = whole.float()
+        return whole[0] if len(whole) == 1 else whole
 
     def __repr__(self):
-        now = (
-            "off"
-            if self.parts is None
-            else f"mean {torch.cat([x.flatten().cpu().float() for x in self.parts]).mean():.3f}"
-        )
+        now = "off"
+        if self.parts is not None:
+            values = torch.cat([x.flatten().cpu().float() for x in self.parts])
+            now = f"mean {values.mean():.3f}"
         return f"Gates: {self.n} units in {len(self.pairs)} pairs, {now}"
 
 # %% ../../nbs/models/01_gates.ipynb #7bd7aa88
+def _along(
+    gates: Tensor,  # of one pair, shape [1 or batch, groups, size]
+    pair: Pair,
+    x: Tensor,  # what is multiplied, shape [batch, …, width]
+) -> Tensor:  # shape [1 or batch, 1, …, width]
+    "The gates of a pair along the last axis of `x`, with ones where its units are not"
+    flat = gates.flatten(1)
+    if other := x.shape[-1] - flat.shape[1]:
+        flat = F.pad(flat, (pair.offset, other - pair.offset), value=1.0)
+    if len(flat) > 1:
+        flat = flat.repeat_interleave(len(x) // len(flat), 0)
+    return flat.view(len(flat), *(1,) * (x.dim() - 2), -1)
+
+
 def _hook(gates: Gates, i: int, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-    "Multiply what goes into (`in`) or comes out of (`out`, `heads`) `module` by the gates of pair `i`, shape [1 or batch, groups, size]"
+    "Multiply the input or the output of `module` by the gates of pair `i`"
+    pair = gates.pairs[i]
 
     def before(_, args):
         if gates.parts is None:
             return None
-        return (args[0] * flat(args[0]), *args[1:])
-
-    def flat(x):
-        g = gates.parts[i].flatten(1)
-        if other := x.shape[-1] - g.shape[1]:
-            g = F.pad(
-                g, (pair.offset, other - pair.offset), value=1.0
-            )  # of a fused map these are only some
-        if len(g) > 1:
-            g = g.repeat_interleave(
-                len(x) // len(g), 0
-            )  # some models flatten samples and tokens into one axis
-        return g.view(len(g), *(1,) * (x.dim() - 2), -1)
+        return (args[0] * _along(gates.parts[i], pair, args[0]), *args[1:])
 
     def after(_, args, y):
-        return (
-            None
-            if gates.parts is None
-            else y * (gates.parts[i].unsqueeze(-2) if pair.side == "heads" else flat(y))
-        )
+        if gates.parts is None:
+            return None
+        if pair.side == "heads":  # y has the shape [batch, heads, tokens, size]
+            return y * gates.parts[i].unsqueeze(-2)
+        return y * _along(gates.parts[i], pair, y)
 
-    pair = gates.pairs[i]
-    return (
-        module.register_forward_pre_hook(before)
-        if pair.side == "in"
-        else module.register_forward_hook(after)
-    )
+    if pair.side == "in":
+        return module.register_forward_pre_hook(before)
+    return module.register_forward_hook(after)
 
-
+# %% ../../nbs/models/01_gates.ipynb #2cf77fff
 @contextmanager
 def gated(
     model: nn.Module,  # any model
     pairs: list[Pair],  # what to gate
     m: Tensor | None = None,  # gates, shape [n]; all 1 if not given
-    train: bool = False,  # leave weights and mode alone: they are trained under gates that are given, not learned
-) -> Iterator[Gates]:
-    "Run `model` in evaluation mode with gated units and frozen weights; everything is put back afterwards, also after an error"
-    frozen, modes = (
-        [(p, p.requires_grad) for p in model.parameters()],
-        [(x, x.training) for x in model.modules()],
-    )
+    train: bool = False,  # weights are trained under fixed gates: leave them and the mode alone
+) -> Iterator[Gates]:  # the gates, to be set and differentiated
+    """Run `model` with gated units, in evaluation mode and with frozen weights.
+
+    Hooks, `requires_grad` and the modes of modules are put back afterwards, also after an error.
+    """
+    frozen = [(p, p.requires_grad) for p in model.parameters()]
+    modes = [(module, module.training) for module in model.modules()]
     hooks = []
     try:
         with opened(model, pairs):
@@ -120,9 +131,10 @@ def gated(
                 model.eval().requires_grad_(False)
             yield gates
     finally:
-        for h in hooks:
-            h.remove()
-        for p, on in frozen if not train else ():
-            p.requires_grad_(on)
-        for x, mode in modes if not train else ():
-            x.training = mode
+        for hook in hooks:
+            hook.remove()
+        if not train:
+            for p, on in frozen:
+                p.requires_grad_(on)
+            for module, mode in modes:
+                module.training = mode

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ADAPTERS', 'Pair', 'split_units', 'sites', 'adapter_of', 'unwrapped', 'has_values', 'find_pairs', 'opened',
-           'mlp_pair', 'resized', 'take', 'padded', 'align_up', 'resize', 'cut', 'fingerprint']
+           'mlp_pair', 'resized', 'take', 'padded', 'align_up', 'resize', 'cut', 'unit_weights', 'fingerprint']
 
 # %% ../../nbs/models/00_pairs.ipynb #e5fa1e28
 import hashlib
@@ -22,117 +22,129 @@ from torch import Tensor, nn
 class Pair:
     "Two linear maps that share an inner dimension of `groups · size` units"
 
-    block: str  # where it lives, e.g. "blocks.3"
+    block: str  # where it is, e.g. "blocks.3"
     kind: str  # "qk", "vo", "mlp" or "glu"
-    first: str  # name of the map that makes the units …
-    second: str  # … and of the one that consumes them (for `qk`: the other factor)
+    first: str  # name of the map that makes the units
+    second: str  # name of the map that consumes them; for `qk` the other factor
     groups: int  # heads; 1 for an MLP
     size: int  # units in each group
     params: int  # parameters that leave with one unit
     weights: int  # of those, matrix entries
     site: str  # module that is rebuilt when the pair is cut, e.g. "blocks.3.attn"
     gate: str  # module at which the gate multiplies, e.g. "blocks.3.attn.proj"
-    side: str = "in"  # "in": the last axis of its input; "out": of its output; "heads": its output, of shape [batch, heads, tokens, size]
-    offset: int = 0  # where its units begin on that axis
-    attended: int = 0  # multiply-accumulates of one unit for each token and token attended to
-    stock: str = field(
-        default="", compare=False
-    )  # of what the library's own class can have less, the same in all layers: "units", only whole "groups", or nothing
-    counts: tuple[int, ...] = field(
-        default=(), compare=False
-    )  # of groups that it can have; any number if empty
-    group: tuple[int, int, int] = (
-        0,
-        0,
-        0,
-    )  # parameters, weights, and what is `attended`, that leave with a whole group besides its units
-    adapter: str = "pairs"  # module of `spp` that cuts it
+    side: str = "in"  # what is multiplied: "in", its input; "out", its output; "heads", see above
+    offset: int = 0  # where the units begin on the last axis
+    attended: int = 0  # multiply-accumulates of a unit per pair of tokens
+    stock: str = field(default="", compare=False)  # what a configuration can lower
+    counts: tuple[int, ...] = field(default=(), compare=False)  # groups allowed; empty: any
+    group: tuple[int, int, int] = (0, 0, 0)  # extra params, weights, attended of a whole group
+    adapter: str = "models.pairs"  # module of `spp` that cuts it
 
     def __post_init__(self):
-        for k in ("group", "counts"):
-            object.__setattr__(self, k, tuple(getattr(self, k)))  # JSON knows lists only
+        for name in ("group", "counts"):  # JSON turns tuples into lists
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     @property
-    def n(self) -> int:
+    def n(self) -> int:  # groups · size
         "Number of units"
         return self.groups * self.size
 
     def __repr__(self):
         heads = f" in {self.groups} heads" if self.groups > 1 else ""
-        return f"{self.kind} {self.block}: {self.first} → {self.second}, {self.n} units{heads} of {self.params} parameters"
+        return (
+            f"{self.kind} {self.block}: {self.first} → {self.second},"
+            f" {self.n} units{heads} of {self.params} parameters"
+        )
 
 # %% ../../nbs/models/00_pairs.ipynb #0e020681
 def split_units(
     x: Tensor,  # one value per unit, shape [n]
     pairs: list[Pair],  # the pairs, in order
-) -> list[Tensor]:  # views of shape [groups, size]
+) -> list[Tensor]:  # one view per pair, shape [groups, size]
     "The part of `x` that belongs to each pair; `ValueError` if the lengths disagree"
-    n = sum(p.n for p in pairs)
+    counts = [p.n for p in pairs]
+    n = sum(counts)
     if x.shape != (n,):
         raise ValueError(
-            f"expected one value for each of {n} units, a tensor of shape [{n}]; got {list(x.shape)}"
+            f"expected one value for each of {n} units, a tensor of shape [{n}];"
+            f" got {list(x.shape)}"
         )
-    return [part.view(p.groups, p.size) for p, part in zip(pairs, x.split([p.n for p in pairs]))]
+    return [part.view(p.groups, p.size) for p, part in zip(pairs, x.split(counts))]
 
 # %% ../../nbs/models/00_pairs.ipynb #75661316
-def sites(pairs: list[Pair]) -> dict[str, list[int]]:  # site → positions of its pairs
-    "Pairs that are cut together, in order"
+def sites(
+    pairs: list[Pair],  # in order
+) -> dict[str, list[int]]:  # site → positions of its pairs in `pairs`
+    "Pairs that are cut together"
     out = {}
     for i, p in enumerate(pairs):
         out.setdefault(p.site, []).append(i)
     return out
 
-# %% ../../nbs/models/00_pairs.ipynb #0698cebc
+# %% ../../nbs/models/00_pairs.ipynb #17ec7b0d
 ADAPTERS = {
     "timm": "spp.models.timm",
     "open_clip": "spp.models.open_clip",
     "transformers": "spp.models.transformers",
-}  # top-level package of a model's class, or of a base class → adapter
+}  # top-level package of a model's class, or of one of its base classes → adapter
 
 
-def adapter_of(model: nn.Module) -> ModuleType | None:
-    "The adapter that knows `model`, by the packages its class derives from"
+def adapter_of(
+    model: nn.Module,  # any model
+) -> ModuleType | None:  # `None` if no adapter knows it
+    "The adapter that knows `model`, found by the packages that its class derives from"
     for name in dict.fromkeys(c.__module__.split(".")[0] for c in type(model).__mro__):
-        if name in ADAPTERS and (a := import_module(ADAPTERS[name])).knows(model):
-            return a
+        if name not in ADAPTERS:
+            continue
+        adapter = import_module(ADAPTERS[name])
+        if adapter.knows(model):
+            return adapter
     return None
 
-
-_WRAPPED = {
+# %% ../../nbs/models/00_pairs.ipynb #fc3901ca
+_WRAPPERS = {
     "peft": "merge the adapters first: model.merge_and_unload()",
     "torch._dynamo": "unwrap first: pass model._orig_mod",
-    "torch.distributed.fsdp._fully_shard": "its weights lie in pieces: load them into a model that was not handed to fully_shard",
-} | dict.fromkeys(
-    ("torch.nn.parallel", "torch.distributed", "deepspeed"), "unwrap first: pass model.module"
-)  # start of a class's module → what to do
+    "torch.distributed.fsdp._fully_shard": (
+        "its weights lie in pieces: load them into a model that was not handed to fully_shard"
+    ),
+    "torch.nn.parallel": "unwrap first: pass model.module",
+    "torch.distributed": "unwrap first: pass model.module",
+    "deepspeed": "unwrap first: pass model.module",
+}  # start of the name of a class's module → what to do; the first that fits counts
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    "`model`; `TypeError` if it is another one's wrapping"
+def unwrapped(
+    model: nn.Module,  # any model
+) -> nn.Module:  # `model` itself
+    "`model`, unless it wraps another model: then `TypeError`"
     for c in type(model).__mro__:
-        for start, what in _WRAPPED.items():
+        for start, what in _WRAPPERS.items():
             if f"{c.__module__}.".startswith(start + "."):
-                raise TypeError(
-                    f"{type(model).__name__} is not the model itself. {what[0].upper() + what[1:]}."
-                )
+                advice = what[0].upper() + what[1:]
+                raise TypeError(f"{type(model).__name__} is not the model itself. {advice}.")
     return model
 
 
-def has_values(model: nn.Module) -> None:
-    "`ValueError` if parameters are on the device `meta`"
-    if name := next((n for n, p in model.named_parameters() if p.is_meta), None):
-        raise ValueError(
-            f"`{name}` has no values: it is on the device meta. Load the weights first, and without offloading if they are spread over devices."
-        )
+def has_values(
+    model: nn.Module,  # any model
+) -> None:
+    "Check that no parameter is on the device `meta`; `ValueError` if one is"
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise ValueError(
+                f"`{name}` has no values: it is on the device meta. Load the weights first,"
+                " and without offloading if they are spread over devices."
+            )
 
-
+# %% ../../nbs/models/00_pairs.ipynb #0698cebc
 def _by_blocks(model: nn.Module) -> tuple[list[Pair], dict[str, str]]:
-    "What the adapters find in a model that is not of their library, but has modules of it"
+    "What the adapters find in a model that is not of their library but holds modules of it"
     pairs, skipped = [], {}
     for name in dict.fromkeys(type(m).__module__.split(".")[0] for m in model.modules()):
         if name in ADAPTERS:
-            got, why = import_module(ADAPTERS[name]).pairs(model)
-            pairs += [p for p in got if p not in pairs]
+            found, why = import_module(ADAPTERS[name]).pairs(model)
+            pairs += [p for p in found if p not in pairs]
             skipped |= why
     return pairs, skipped
 
@@ -140,63 +152,70 @@ def _by_blocks(model: nn.Module) -> tuple[list[Pair], dict[str, str]]:
 def find_pairs(
     model: nn.Module,  # a transformer of a known family, or a model made of blocks of one
     verbose: bool = False,  # also print what was left alone, and why
-) -> list[Pair]:
-    "All pairs of `model` that can be cut exactly, in the order of its blocks; `TypeError` if there are none"
-    a = adapter_of(unwrapped(model))
-    pairs, skipped = a.pairs(model) if a else _by_blocks(model)
+) -> list[Pair]:  # in the order of the model's blocks
+    "All pairs of `model` that can be cut exactly; `TypeError` if there are none"
+    adapter = adapter_of(unwrapped(model))
+    pairs, skipped = adapter.pairs(model) if adapter else _by_blocks(model)
     if verbose:
-        print(*(f"left alone: {k}: {why}" for k, why in skipped.items()), sep="\n")
+        print(*(f"left alone: {name}: {why}" for name, why in skipped.items()), sep="\n")
     if pairs:
         return pairs
-    why = "".join(f"\n  {k}: {why}" for k, why in skipped.items())
+    reasons = "".join(f"\n  {name}: {why}" for name, why in skipped.items())
     raise TypeError(
-        f"no pairs in {type(model).__name__}: looked for attention and MLP blocks of timm, of open_clip and of transformers.{why}\n"
-        "  Pass a vision transformer of timm, a CLIP of open_clip or a model of transformers, or pairs=[...] from `mlp_pair(model, block, first, second)` for your own MLPs."
+        f"no pairs in {type(model).__name__}: looked for attention and MLP blocks of timm,"
+        f" open_clip and transformers.{reasons}\n"
+        "  Pass a model that has such blocks, or pairs=[...] from"
+        " `mlp_pair(model, block, first, second)` for MLPs of your own."
+        ' See the tutorial "Your own model".'
     )
 
 # %% ../../nbs/models/00_pairs.ipynb #c7449af9
 @contextmanager
-def opened(model: nn.Module, pairs: list[Pair]) -> Iterator[nn.Module]:
+def opened(
+    model: nn.Module,  # any model
+    pairs: list[Pair],  # its pairs
+) -> Iterator[nn.Module]:  # `model` itself
     "`model` with a module at every gate of `pairs`, as long as the context lasts"
     with ExitStack() as stack:
         for name in dict.fromkeys(p.adapter for p in pairs):
-            if name != "pairs" and hasattr(a := import_module("spp." + name), "opened"):
-                stack.enter_context(a.opened(model))
+            if name == Pair.adapter:
+                continue  # pairs of this module, which sit at modules already
+            adapter = import_module("spp." + name)
+            if hasattr(adapter, "opened"):
+                stack.enter_context(adapter.opened(model))
         yield model
 
 # %% ../../nbs/models/00_pairs.ipynb #7e7e0ad1
+def _dotted(block: str, name: str) -> str:
+    "The full name of the module `name` of `block`"
+    return f"{block}.{name}" if block else name
+
+
 def mlp_pair(
     model: nn.Module,  # any model
-    block: str,  # name of the module that holds both, e.g. "encoder.3" ("" for the model itself)
+    block: str,  # name of the module that holds both layers, e.g. "encoder.3"; "" for `model`
     first: str,  # its first `nn.Linear`, e.g. "fc1"
     second: str,  # its second
-) -> Pair:
-    "A pair of two linear layers with an elementwise function between them; `TypeError` if they do not fit"
-    dot = block + "." if block else ""
-    a, b = model.get_submodule(dot + first), model.get_submodule(dot + second)
-    if not (
-        isinstance(a, nn.Linear) and isinstance(b, nn.Linear) and a.out_features == b.in_features
-    ):
+) -> Pair:  # of kind "mlp", for `pairs=[…]`
+    "The pair of two linear layers with an elementwise function between them"
+    site, gate = _dotted(block, first), _dotted(block, second)
+    a, b = model.get_submodule(site), model.get_submodule(gate)
+    linear = isinstance(a, nn.Linear) and isinstance(b, nn.Linear)
+    if not linear or a.out_features != b.in_features:
         raise TypeError(
-            f"`{dot}{first}` and `{dot}{second}` must be two nn.Linear that share a dimension; found {a} and {b}"
+            f"`{site}` and `{gate}` must be two nn.Linear that share a dimension; found {a} and {b}"
         )
     weights = a.in_features + b.out_features
-    return Pair(
-        block,
-        "mlp",
-        first,
-        second,
-        1,
-        a.out_features,
-        weights + (a.bias is not None),
-        weights,
-        site=dot + first,
-        gate=dot + second,
-    )
+    params = weights + (a.bias is not None)
+    return Pair(block, "mlp", first, second, 1, a.out_features, params, weights, site, gate)
 
 # %% ../../nbs/models/00_pairs.ipynb #15e885e8
-def resized(layer: nn.Linear, n: int, dim: int) -> nn.Linear:
-    "An uninitialised layer like `layer` with `n` outputs (`dim=0`) or inputs (`dim=1`), same dtype, device and mode"
+def resized(
+    layer: nn.Linear,  # a model for the new layer; not changed
+    n: int,  # outputs or inputs of the new layer
+    dim: int,  # 0: `n` is the number of outputs; 1: of inputs
+) -> nn.Linear:  # on the same device, with the same dtype, mode and `requires_grad`
+    "A layer like `layer` with `n` outputs or inputs; its weights are not initialised"
     size = [layer.out_features, layer.in_features]
     size[dim] = n
     new = nn.utils.skip_init(
@@ -214,13 +233,15 @@ def resized(layer: nn.Linear, n: int, dim: int) -> nn.Linear:
 
 @torch.no_grad()
 def take(
-    layer: nn.Linear,  # from here
+    layer: nn.Linear,  # not changed
     index: Tensor,  # which outputs or inputs, shape [n]; −1 for zeros
     dim: int,  # 0: outputs, 1: inputs
-) -> nn.Linear:
+) -> nn.Linear:  # with `n` outputs or inputs
     "A new layer with the outputs or inputs `index` of `layer`"
-    new, index = resized(layer, len(index), dim), index.to(layer.weight.device)
-    real, index = index >= 0, index.clamp(min=0)
+    new = resized(layer, len(index), dim)
+    index = index.to(layer.weight.device)
+    real = index >= 0
+    index = index.clamp(min=0)
     new.weight.copy_(layer.weight.index_select(dim, index) * (real[:, None] if dim == 0 else real))
     if layer.bias is not None:
         new.bias.copy_(layer.bias[index] * real if dim == 0 else layer.bias)
@@ -228,37 +249,60 @@ def take(
 
 # %% ../../nbs/models/00_pairs.ipynb #5034a531
 def padded(
-    mask: Tensor,  # 0/1 per unit, shape [groups, size]
+    mask: Tensor,  # which units stay, boolean, shape [groups, size]
     k: int,  # columns of the result, at least the largest count of a group and at most `size`
 ) -> Tensor:  # positions in the flat units, shape [groups, k]; −1 where a group has none left
-    "Where the units of each group are, in their old order"
-    order = (~mask).sort(dim=1, stable=True).indices[:, :k]
+    "Where the kept units of each group are, in their old order"
+    order = (~mask).sort(dim=1, stable=True).indices[:, :k]  # kept ones first
     start = torch.arange(len(mask), device=mask.device)[:, None] * mask.shape[1]
     return torch.where(mask.gather(1, order), start + order, -1)
 
 
-def align_up(n: int, align: int, most: int) -> int:
+def align_up(
+    n: int,  # a count
+    align: int,  # the result is a multiple of it …
+    most: int,  # … or this, which it never exceeds
+) -> int:  # at least `n`, if `n ≤ most`
     "`n` rounded up to a multiple of `align`, but never above `most`"
     return min(-(-n // align) * align, most)
 
 # %% ../../nbs/models/00_pairs.ipynb #1fcb861a
-def resize(model: nn.Module, pairs: list[Pair], widths: dict[str, int]) -> None:
+def resize(
+    model: nn.Module,  # a dense model; changed
+    pairs: list[Pair],  # one pair of `mlp_pair`
+    widths: dict[str, int],  # what `cut` returned
+) -> None:
     "Give the two layers of a declared pair room for `widths['hidden']` units"
-    dot = pairs[0].block + "." if pairs[0].block else ""
-    for name, dim in ((pairs[0].first, 0), (pairs[0].second, 1)):
-        model.set_submodule(
-            dot + name, resized(model.get_submodule(dot + name), widths["hidden"], dim)
-        )
+    pair = pairs[0]
+    for name, dim in ((pair.first, 0), (pair.second, 1)):
+        name = _dotted(pair.block, name)
+        model.set_submodule(name, resized(model.get_submodule(name), widths["hidden"], dim))
 
 
-def cut(model: nn.Module, pairs: list[Pair], masks: list[Tensor], align: int) -> dict[str, int]:
-    "Keep the units of `masks` (one, of shape [1, size]) of a declared pair; returns its widths"
-    n = align_up(int(masks[0].sum()), align, pairs[0].size)
+def cut(
+    model: nn.Module,  # a dense model; changed
+    pairs: list[Pair],  # one pair of `mlp_pair`
+    masks: list[Tensor],  # which units stay: one boolean tensor of shape [1, size]
+    align: int,  # the width is filled up with zeros to a multiple of it
+) -> dict[str, int]:  # "hidden": the new width
+    "Keep the units of a mask in the two layers of a declared pair"
+    pair = pairs[0]
+    n = align_up(int(masks[0].sum()), align, pair.size)
     index = padded(masks[0], n)[0]
-    dot = pairs[0].block + "." if pairs[0].block else ""
-    for name, dim in ((pairs[0].first, 0), (pairs[0].second, 1)):
-        model.set_submodule(dot + name, take(model.get_submodule(dot + name), index, dim))
+    for name, dim in ((pair.first, 0), (pair.second, 1)):
+        name = _dotted(pair.block, name)
+        model.set_submodule(name, take(model.get_submodule(name), index, dim))
     return {"hidden": n}
+
+# %% ../../nbs/models/00_pairs.ipynb #17aba5a9
+def unit_weights(
+    model: nn.Module,  # any model
+    pair: Pair,  # a pair of `mlp_pair`
+) -> tuple[Tensor, Tensor]:  # of the first and the second layer, shape [n, …] each
+    "One row of weights per unit: what makes it, and what consumes it"
+    first = model.get_submodule(_dotted(pair.block, pair.first))
+    second = model.get_submodule(_dotted(pair.block, pair.second))
+    return first.weight, second.weight.T
 
 # %% ../../nbs/models/00_pairs.ipynb #525673a9
 def fingerprint(
@@ -269,13 +313,10 @@ def fingerprint(
     h = hashlib.sha256()
     for name, x in model.state_dict().items():
         h.update(f"{name}{list(x.shape)}".encode())
-        flat = x.detach().flatten()
         if x.is_meta:
-            continue  # names and shapes only: there are no values
-        some = flat[
-            torch.linspace(0, max(len(flat) - 1, 0), min(samples, len(flat)), dtype=torch.float64)
-            .long()
-            .to(flat.device)
-        ]
-        h.update(some.double().cpu().numpy().tobytes())
+            continue  # there are no values: names and shapes only
+        flat = x.detach().flatten()
+        count = min(samples, len(flat))
+        at = torch.linspace(0, max(len(flat) - 1, 0), count, dtype=torch.float64).long()
+        h.update(flat[at.to(flat.device)].double().cpu().numpy().tobytes())
     return h.hexdigest()[:16]

@@ -1,4 +1,10 @@
-"""A Slurm cluster of one machine, for tests: `. "$(python tests/slurm/cluster.py up)"`, and `down`. Needs root and Debian's packages, which it installs; everything else is in one folder"""
+"""A Slurm cluster of one machine, for tests.
+
+. "$(python tests/slurm/cluster.py up)"    start it, and set the shell's variables
+python tests/slurm/cluster.py down         stop it, and remove its folder
+
+It needs root, and Debian's packages, which it installs; everything else is in one folder.
+"""
 
 import os
 import shutil
@@ -29,21 +35,24 @@ ENV = {
 
 
 def say(*what):
+    "Print a line about what is happening"
     print("slurm:", *what, file=sys.stderr, flush=True)
 
 
-def do(*command, quiet=True, **kw):
+def do(*command, **kw):
+    "Run a command with the cluster's environment and wait"
     return subprocess.run(
         [str(c) for c in command],
         env=ENV,
         stdin=subprocess.DEVNULL,
-        capture_output=quiet,
+        capture_output=True,
         text=True,
         **kw,
     )
 
 
 def works(*command):
+    "Does the command end well within half a minute?"
     try:
         return do(*command, timeout=30).returncode == 0
     except (FileNotFoundError, subprocess.TimeoutExpired):
@@ -51,12 +60,15 @@ def works(*command):
 
 
 def must(*command):
-    r = do(*command)
-    if r.returncode:
-        sys.exit(f"slurm: {' '.join(map(str, command))} failed: {(r.stdout + r.stderr)[-800:]}")
+    "Run a command; end the program with its words if it fails"
+    done = do(*command)
+    if done.returncode:
+        said = (done.stdout + done.stderr)[-800:]
+        sys.exit(f"slurm: {' '.join(map(str, command))} failed: {said}")
 
 
 def until(what, *command, seconds=60):
+    "Wait until a command works; end the program if it does not in time"
     end = time.time() + seconds
     while not works(*command):
         if time.time() > end:
@@ -65,19 +77,16 @@ def until(what, *command, seconds=60):
 
 
 def node():
-    "A name of this machine that leads to itself without a network: jobs find their first process by it"
+    "A name by which this machine finds itself without a network, as jobs find their first process"
+    name = socket.gethostname().split(".")[0]
     try:
-        return (
-            socket.gethostname().split(".")[0]
-            if socket.gethostbyname(socket.gethostname().split(".")[0]).startswith("127.")
-            else "localhost"
-        )
+        return name if socket.gethostbyname(name).startswith("127.") else "localhost"
     except OSError:
         return "localhost"
 
 
 def port():
-    "The first of three ports in a row that are free, below those that jobs draw for themselves"
+    "The first of three free ports in a row, below those that jobs draw for themselves"
 
     def free(n):
         with socket.socket() as s:
@@ -90,140 +99,144 @@ def port():
     return next(n for n in range(16917, 19000, 4) if all(map(free, range(n, n + 3))))
 
 
+# Of the two lines that are not obvious: a job that is queued again waits as long as its credential
+# lives, so that is short; and files are named by job, so no number may come twice.
+SLURM = """
+ClusterName=test
+SlurmctldHost={name}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={root}/munge/socket,cred_expire=5
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdPidFile={root}/slurmd.pid
+SlurmctldLogFile={root}/slurmctld.log
+SlurmdLogFile={root}/slurmd.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/none
+JobCompType=jobcomp/none
+MailProg=/bin/true
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+SlurmdParameters=config_overrides
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
+JobRequeue=1
+ReturnToService=2
+KillWait=5
+CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+FirstJobId={first_job}
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={database_port}
+AccountingStoragePass={root}/munge/socket
+NodeName={name} NodeAddr=127.0.0.1 Port={node_port} CPUs=8 RealMemory=8000 State=UNKNOWN
+PartitionName=debug Nodes={name} Default=YES MaxTime=INFINITE State=UP
+"""
+
+DATABASE = """
+AuthType=auth/munge
+AuthInfo=socket={root}/munge/socket
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={database_port}
+SlurmUser=root
+LogFile={root}/slurmdbd.log
+PidFile={root}/slurmdbd.pid
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm_acct_db
+CommunicationParameters=NoInAddrAny
+"""
+
+
 def configuration():
-    name, first = node(), port()
-    (ROOT / "slurm.conf").write_text(
-        "\n".join(
-            (
-                "ClusterName=test",
-                f"SlurmctldHost={name}(127.0.0.1)",
-                f"SlurmctldPort={first}",
-                "SlurmUser=root",
-                "SlurmdUser=root",
-                "AuthType=auth/munge",
-                f"AuthInfo=socket={ROOT}/munge/socket,cred_expire=5",  # a job that is queued again waits as long as its credential lives
-                f"StateSaveLocation={ROOT}/state",
-                f"SlurmdSpoolDir={ROOT}/spool",
-                f"SlurmctldPidFile={ROOT}/slurmctld.pid",
-                f"SlurmdPidFile={ROOT}/slurmd.pid",
-                f"SlurmctldLogFile={ROOT}/slurmctld.log",
-                f"SlurmdLogFile={ROOT}/slurmd.log",
-                "ProctrackType=proctrack/linuxproc",
-                "TaskPlugin=task/none",
-                "SwitchType=switch/none",
-                "MpiDefault=none",
-                "JobAcctGatherType=jobacct_gather/none",
-                "JobCompType=jobcomp/none",
-                "MailProg=/bin/true",
-                "SelectType=select/cons_tres",
-                "SelectTypeParameters=CR_Core_Memory",
-                "SlurmdParameters=config_overrides",
-                "SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2",
-                "JobRequeue=1",
-                "ReturnToService=2",
-                "KillWait=5",
-                "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny",
-                f"FirstJobId={int(time.time()) % 600000 * 100 + 1000}",  # files are named by job: a number must not come twice
-                "AccountingStorageType=accounting_storage/slurmdbd",
-                "AccountingStorageHost=127.0.0.1",
-                f"AccountingStoragePort={first + 1}",
-                f"AccountingStoragePass={ROOT}/munge/socket",
-                f"NodeName={name} NodeAddr=127.0.0.1 Port={first + 2} CPUs=8 RealMemory=8000 State=UNKNOWN",
-                f"PartitionName=debug Nodes={name} Default=YES MaxTime=INFINITE State=UP",
-                "",
-            )
-        )
+    "Write the files of settings, and the one that a shell reads"
+    first = port()
+    values = dict(
+        root=ROOT,
+        name=node(),
+        port=first,
+        database_port=first + 1,
+        node_port=first + 2,
+        first_job=int(time.time()) % 600000 * 100 + 1000,
     )
-    (ROOT / "slurmdbd.conf").write_text(
-        "\n".join(
-            (
-                "AuthType=auth/munge",
-                f"AuthInfo=socket={ROOT}/munge/socket",
-                "DbdHost=localhost",
-                "DbdAddr=127.0.0.1",
-                f"DbdPort={first + 1}",
-                "SlurmUser=root",
-                f"LogFile={ROOT}/slurmdbd.log",
-                f"PidFile={ROOT}/slurmdbd.pid",
-                "StorageType=accounting_storage/mysql",
-                "StorageHost=localhost",
-                "StorageUser=root",
-                "StorageLoc=slurm_acct_db",
-                "CommunicationParameters=NoInAddrAny",
-                "",
-            )
-        )
-    )
+    (ROOT / "slurm.conf").write_text(SLURM.lstrip().format(**values))
+    (ROOT / "slurmdbd.conf").write_text(DATABASE.lstrip().format(**values))
     (ROOT / "slurmdbd.conf").chmod(0o600)
     (ROOT / "env.sh").write_text(f"export SLURM_CONF={ROOT}/slurm.conf GLOO_SOCKET_IFNAME=lo\n")
 
 
+def install():
+    "Install Debian's packages that are missing"
+    status = {p: do("dpkg-query", "-W", "-f=${Status}", p).stdout for p in PACKAGES}
+    missing = [p for p, said in status.items() if "install ok" not in said]
+    if not missing:
+        return
+    say("installing", *missing)
+    options = ("DPkg::Lock::Timeout=120", "Acquire::http::Timeout=20", "Acquire::Retries=1")
+    apt = ["apt-get", "-qq", *(x for option in options for x in ("-o", option))]
+    must(*apt, "update")
+    must(*apt, "install", "-y", "--no-install-recommends", *missing)
+
+
 def up():
+    "Start the cluster, if it is not up, and print the file that a shell reads"
     if works("scontrol", "ping") and works("sacct", "-n", "-X"):
-        return print(ROOT / "env.sh")
+        print(ROOT / "env.sh")
+        return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         sys.exit("slurm: needs root and apt-get")
-    if missing := [
-        p for p in PACKAGES if "install ok" not in do("dpkg-query", "-W", "-f=${Status}", p).stdout
-    ]:
-        say("installing", *missing)
-        apt = (
-            "apt-get",
-            "-qq",
-            "-o",
-            "DPkg::Lock::Timeout=120",
-            "-o",
-            "Acquire::http::Timeout=20",
-            "-o",
-            "Acquire::Retries=1",
-        )
-        must(*apt, "update")
-        must(*apt, "install", "-y", "--no-install-recommends", *missing)
+    install()
     down()
     try:
         start()
-    except BaseException:
+    except BaseException:  # half a cluster is none, also where the time is over
         down()
-        raise  # half a cluster is none: also if the time is over
+        raise
     say("up:", do("sinfo", "-h").stdout.strip())
     print(ROOT / "env.sh")
 
 
 def start():
-    for d in ("state", "spool", "munge", "db"):
-        (ROOT / d).mkdir(parents=True, exist_ok=True)
+    "Start munge, the database, accounting, the controller and a node"
+    for name in ("state", "spool", "munge", "db"):
+        (ROOT / name).mkdir(parents=True, exist_ok=True)
     (ROOT / "munge").chmod(0o711)
     key = ROOT / "munge/key"
     key.write_bytes(os.urandom(128))
     key.chmod(0o400)
     configuration()
-    must(
-        "munged",
-        f"--key-file={key}",
-        f"--socket={ROOT}/munge/socket",
-        f"--log-file={ROOT}/munge/log",
-        f"--pid-file={ROOT}/munge/pid",
-        f"--seed-file={ROOT}/munge/seed",
-    )
+    files = dict(socket="socket", log_file="log", pid_file="pid", seed_file="seed")
+    options = [f"--{k.replace('_', '-')}={ROOT}/munge/{v}" for k, v in files.items()]
+    must("munged", f"--key-file={key}", *options)
+    start_database()
+    must("slurmdbd")
+    until("accounting", "sacctmgr", "-n", "show", "cluster")
+    do("sacctmgr", "-i", "add", "cluster", "test")
+    must("slurmctld", "-f", ENV["SLURM_CONF"], "-i")
+    must("slurmd", "-f", ENV["SLURM_CONF"], "-N", node())
+    until("a node that runs a job", "srun", "--quiet", "-t", "1", "true")
+
+
+def start_database():
+    "Start MariaDB in the cluster's folder, without a network"
+    common = ("--no-defaults", "--user=root", f"--datadir={ROOT}/db")
     must(
         "mariadb-install-db",
-        "--no-defaults",
-        "--user=root",
-        f"--datadir={ROOT}/db",
+        *common,
         "--skip-test-db",
         "--auth-root-authentication-method=socket",
     )
+    own = (f"--socket={ROOT}/mysql.sock", "--skip-networking", f"--log-error={ROOT}/mariadb.log")
     database = subprocess.Popen(
-        [
-            "mariadbd",
-            "--no-defaults",
-            "--user=root",
-            f"--datadir={ROOT}/db",
-            f"--socket={ROOT}/mysql.sock",
-            "--skip-networking",
-            f"--pid-file={ROOT}/mariadbd.pid",
-            f"--log-error={ROOT}/mariadb.log",
-        ],
+        ["mariadbd", *common, *own, f"--pid-file={ROOT}/mariadbd.pid"],
         env=ENV,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -234,36 +247,37 @@ def start():
     sql = ("mariadb", "--no-defaults", "-u", "root", "-S", f"{ROOT}/mysql.sock", "-e")
     until("the database", *sql, "select 1")
     must(*sql, "create database if not exists slurm_acct_db")
-    must("slurmdbd")
-    until("accounting", "sacctmgr", "-n", "show", "cluster")
-    do("sacctmgr", "-i", "add", "cluster", "test")
-    must("slurmctld", "-f", ENV["SLURM_CONF"], "-i")
-    must("slurmd", "-f", ENV["SLURM_CONF"], "-N", node())
-    until("a node that runs a job", "srun", "--quiet", "-t", "1", "true")
+
+
+def runs(name, pid):
+    "Is the process `pid` still the one that wrote its file?"
+    comm = Path(f"/proc/{pid}/comm")
+    return bool(pid) and comm.exists() and name in comm.read_text()
+
+
+def stop(name):
+    "End the daemon `name` if it runs: politely, and after ten seconds by force"
+    file = ROOT / f"{name}.pid"
+    if not file.exists():
+        return
+    pid = file.read_text().strip()
+    for signal_ in ("-TERM", "-KILL"):
+        for _ in range(50):
+            if not runs(name, pid):
+                return
+            do("kill", signal_, pid)
+            time.sleep(0.2)
 
 
 def down():
+    "Stop the cluster and remove its folder"
     if (ROOT / "slurm.conf").exists() and works("scontrol", "ping"):
         do("scancel", "-u", "root")
         time.sleep(1)
         do("scontrol", "shutdown")
         time.sleep(1)
     for name in ("slurmd", "slurmctld", "slurmdbd", "mariadbd"):
-        if (file := ROOT / f"{name}.pid").exists():
-            pid = file.read_text().strip()
-            for how in (
-                "-TERM",
-                "-KILL",
-            ):  # only if the process is still the one that wrote the file
-                for _ in range(50):
-                    if (
-                        not pid
-                        or not Path(f"/proc/{pid}/comm").exists()
-                        or name not in Path(f"/proc/{pid}/comm").read_text()
-                    ):
-                        break
-                    do("kill", how, pid)
-                    time.sleep(0.2)
+        stop(name)
     if (ROOT / "munge/socket").exists():
         do("munged", "--stop", f"--socket={ROOT}/munge/socket")
     shutil.rmtree(ROOT, ignore_errors=True)

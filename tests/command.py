@@ -1,0 +1,43 @@
+"The command `spp` in a process of its own, as a user types it."
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+MAIN = "from spp.running.cli import main; main()"
+
+
+def python(
+    *args,  # of the interpreter
+    cwd: Path | None = None,  # where it runs
+    env: dict | None = None,  # added to this process's environment
+) -> subprocess.CompletedProcess:  # with stdout and stderr as text
+    "Run Python and wait for it."
+    return subprocess.run(
+        [sys.executable, *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+    )
+
+
+def spp(
+    *args,  # of the command
+    cwd: Path | None = None,  # where it runs
+    env: dict | None = None,  # added to this process's environment
+) -> subprocess.CompletedProcess:  # with stdout and stderr as text
+    "Run `spp` and wait for it."
+    return python("-c", MAIN, *args, cwd=cwd, env=env)
+
+
+def refused(
+    done: subprocess.CompletedProcess,  # of `spp`
+    *texts: str,  # what the error must say
+) -> None:
+    "Assert that the command failed with status 1 and a paragraph that holds `texts`."
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    for text in texts:
+        assert text in done.stderr, done.stderr
