@@ -324,7 +324,7 @@ function passage(text, roots, size = 170) {
     ).size;
     if (within > most) {
       most = within;
-      start = Math.max(0, hit.at - 40);
+      start = hit.at < 90 ? 0 : hit.at - 40;
     }
   }
   const shown = pieces.filter(piece => piece.at >= start && piece.at < start + size);
