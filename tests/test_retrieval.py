@@ -483,7 +483,7 @@ def test_shards(coco, tmp_path, small):
 @pytest.mark.slow
 def test_emoji():
     "Where the registry can be reached: both styles, names, a gallery with two captions each"
-    from spp.lab.bench_clip import Words, gallery
+    from spp.lab.clip_data import Words, gallery
     from spp.lab.samples import emoji
 
     try:
