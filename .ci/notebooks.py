@@ -2,10 +2,12 @@
 
 python .ci/notebooks.py run [NOTEBOOK…]   execute and store the outputs (default: all of nbs/)
 python .ci/notebooks.py test NOTEBOOK…    execute, store nothing
+python .ci/notebooks.py serve             execute each that is named on standard input, see `serve`
 python .ci/notebooks.py readme            write README.md and its pictures from nbs/index.ipynb
 python .ci/notebooks.py check             exit 1 unless spp/, nbs/ and README.md are in step
 
-Each notebook runs from its first cell to its last in a new plain Jupyter kernel.
+Each notebook runs from its first cell to its last in a new plain Jupyter kernel; `serve` saves the
+seconds in which a kernel imports the libraries.
 """
 
 import base64
@@ -132,6 +134,52 @@ def run_each(paths: list[Path], keep: bool) -> int:
     return failed
 
 
+# --- execute many -------------------------------------------------------------------------
+
+
+def run_here(path: Path) -> bool:
+    "Run every cell of `path` in this process, one after another; False at the first that fails"
+    from IPython.core.interactiveshell import InteractiveShell
+
+    os.chdir(path.parent)
+    shell = InteractiveShell.instance()
+    shell.history_manager.enabled = False
+    for cell in read(path).cells:
+        if cell.cell_type == "code" and not shell.run_cell(cell.source).success:
+            print(f"{path.relative_to(ROOT)}: this cell failed\n{cell.source}")
+            return False
+    return True
+
+
+def serve() -> None:
+    """Import the libraries once, then run each notebook named on standard input in a fork.
+
+    Answers each line with a line, the exit status. What a notebook prints goes to standard error.
+    """
+    os.environ |= {"MPLBACKEND": "Agg", "TQDM_DISABLE": "1"}
+    sys.path.insert(0, str(ROOT))
+    import matplotlib.pyplot
+    import open_clip
+    import pandas
+    import timm
+    import transformers
+
+    import spp
+
+    del matplotlib, open_clip, pandas, timm, transformers, spp
+    for line in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            os.dup2(2, 1)
+            ok = False
+            try:
+                ok = run_here(Path(line.strip()))
+            finally:
+                sys.stdout.flush()
+                os._exit(0 if ok else 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
 # --- the README -----------------------------------------------------------------------------
 
 
@@ -220,6 +268,9 @@ def main(what: str = "help", *names: str) -> int:
     paths = [Path(name).resolve() for name in names] or notebooks()
     if what in ("run", "test"):
         return run_each(paths, keep=what == "run")
+    if what == "serve":
+        serve()
+        return 0
     if what == "readme":
         for file, content in expected().items():
             write(ROOT / file, content)

@@ -1,4 +1,7 @@
-"The command `spp` in a process of its own, as a user types it."
+"""The command `spp` as a user types it.
+
+`spp` starts a process, which takes seconds to import PyTorch; `inside` calls the command here.
+"""
 
 import os
 import subprocess
@@ -32,8 +35,28 @@ def spp(
     return python("-c", MAIN, *args, cwd=cwd, env=env)
 
 
+def inside(
+    *args,  # of the command
+    cwd: Path | None = None,  # where it runs
+) -> subprocess.CompletedProcess:  # as `spp` returns it
+    "Run `spp` in this process; an error that would be a traceback is raised."
+    from typer.testing import CliRunner
+
+    from spp.running.cli import app
+
+    here = os.getcwd()
+    os.chdir(cwd or here)
+    try:
+        result = CliRunner().invoke(app, [*map(str, args)], prog_name="spp")
+    finally:
+        os.chdir(here)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(args, result.exit_code, result.stdout, result.stderr)
+
+
 def refused(
-    done: subprocess.CompletedProcess,  # of `spp`
+    done: subprocess.CompletedProcess,  # of `spp` or `inside`
     *texts: str,  # what the error must say
 ) -> None:
     "Assert that the command failed with status 1 and a paragraph that holds `texts`."

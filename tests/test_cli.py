@@ -3,26 +3,29 @@
 import json
 
 import pytest
-from command import python, refused, spp
+from command import inside, python, refused, spp
+
+from spp import save
+from spp.judging.baselines import baseline
+from spp.judging.data import digits_vit
 
 HEAVY = ("timm", "open_clip", "transformers", "nbdev", "matplotlib", "sklearn")
 
 
 def test_help_shows_examples():
-    "Every help page fits a terminal of 80 columns"
-    from typer.testing import CliRunner
+    "In a process of its own, as it is installed"
+    done = spp("--help")
+    assert done.returncode == 0, done.stderr
+    assert "Examples:" in done.stdout
+    assert "spp show runs/demo/params_0.50" in done.stdout
 
-    from spp.running.cli import app
 
-    help_ = spp("--help")
-    assert help_.returncode == 0
-    assert "Examples:" in help_.stdout
-    assert "spp show runs/demo/params_0.50" in help_.stdout
-    commands = ("demo", "show", "recipes", "run", "llm", "jobs", "report", "bench")
-    for command in commands:
-        page = CliRunner().invoke(app, [command, "--help"], prog_name="spp").output
+def test_help_fits_a_terminal():
+    "Every help page has at most 80 columns"
+    assert "--steps" in inside("demo", "--help").stdout
+    for command in ("demo", "show", "recipes", "run", "llm", "jobs", "report", "bench"):
+        page = inside(command, "--help").stdout
         assert max(map(len, page.splitlines())) <= 80, command
-    assert "--steps" in CliRunner().invoke(app, ["demo", "--help"]).output
 
 
 @pytest.fixture(scope="module")
@@ -72,40 +75,29 @@ def test_show_of_a_demo(demo):
 
 
 def test_show(tmp_path):
-    "A path, a cut model and a dense one, without a demo"
-    from typer.testing import CliRunner
-
-    from spp import save
-    from spp.judging.baselines import baseline
-    from spp.judging.data import digits_vit
-    from spp.running.cli import app
-
+    "A path, a cut model and a dense one"
     model = digits_vit()
     path = baseline("random", model)
     path.save(tmp_path / "digits.path")
     save(path.cut(params=0.5), tmp_path / "half")
     save(model, tmp_path / "dense")
-
-    def show(name):
-        return CliRunner().invoke(app, ["show", str(tmp_path / name)]).output
-
-    assert "SolutionPath of vit_tiny_patch16_224: 1,536 units in 12 pairs" in show("digits.path")
-    assert "asked params=0.5; got units" in show("half")
-    assert "not cut" in show("dense")
+    shown = {name: inside("show", tmp_path / name).stdout for name in ("half", "dense")}
+    path = inside("show", tmp_path / "digits.path").stdout
+    assert "SolutionPath of vit_tiny_patch16_224: 1,536 units in 12 pairs" in path
+    assert "asked params=0.5; got units" in shown["half"]
+    assert "not cut" in shown["dense"]
 
 
-@pytest.mark.parametrize(
-    "args, text",
-    [
+@pytest.mark.parametrize("run", [inside, pytest.param(spp, marks=pytest.mark.slow)])
+def test_errors_are_one_paragraph(tmp_path, run):
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x/thesis.tex").touch()
+    for args, text in (
         (("demo", "--out", "x"), "x exists and holds thesis.tex, not a demo of spp"),
         (("show", "no.path"), "no file no.path"),
         (("bench", "imagenet"), "unknown benchmark 'imagenet'"),
-    ],
-)
-def test_errors_are_one_paragraph(tmp_path, args, text):
-    (tmp_path / "x").mkdir()
-    (tmp_path / "x/thesis.tex").touch()
-    refused(spp(*args, cwd=tmp_path), text)
+    ):
+        refused(run(*args, cwd=tmp_path), text)
 
 
 def test_import_is_light():

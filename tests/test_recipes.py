@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from command import python, refused, spp
+from command import inside, python, refused, spp
 from safetensors.torch import load_file
 
 from spp import load
@@ -131,21 +131,22 @@ def test_full_disk(tmp_path):
     assert (out / "results.csv").exists()
 
 
-def test_no_slurm(tmp_path):
+def test_no_slurm(tmp_path, monkeypatch):
     "Without Slurm: what is missing, and what works"
-    args = ("run", "deit_tiny", "--smoke", "--cluster", "slurm")
-    done = spp(*args, cwd=tmp_path, env={"PATH": ""})
+    monkeypatch.setenv("PATH", "")
+    done = inside("run", "deit_tiny", "--smoke", "--cluster", "slurm", cwd=tmp_path)
     refused(done, "no Slurm here: the command `sbatch` is not there", "local")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_has_one_run(tmp_path):
+@pytest.mark.parametrize("start", [inside, pytest.param(spp, marks=pytest.mark.slow)])
+def test_a_folder_has_one_run(tmp_path, start):
     "A second process is told who writes there, another recipe that the folder is taken"
     args = ("run", "deit_tiny", "--smoke", "--out", tmp_path)
     with open(tmp_path / ".lock", "w") as f:
         f.write("process 7 on somewhere")
         f.flush()
         fcntl.flock(f, fcntl.LOCK_EX)
-        refused(spp(*args), f"another run is writing to {tmp_path} (process 7 on somewhere)")
+        refused(start(*args), f"another run is writing to {tmp_path} (process 7 on somewhere)")
     (tmp_path / "run.json").write_text(json.dumps(dict(recipe="deit_small", seed=0)))
-    refused(spp(*args), "holds another run: recipe 'deit_small', now 'deit_tiny'")
+    refused(start(*args), "holds another run: recipe 'deit_small', now 'deit_tiny'")

@@ -5,16 +5,14 @@ from html.parser import HTMLParser
 
 import pandas as pd
 import pytest
-from command import refused, spp
+from command import inside, refused, spp
 
 from spp.running.recipes import RECIPES, Recipe, run
 from spp.running.report import page, read, report
 
-# what must be on the page: headings, labels of the figures, names
+# what must be on the page of a trial: headings, labels of the figures, names
 WORDS = (
-    "demo",
     "<tiny>",
-    "random",
     "blocks.0.mlp",
     "Search cost",
     "Settings",
@@ -32,18 +30,24 @@ WORDS = (
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    "A folder with a short demo and a recipe's trial, whose name must be escaped in HTML"
-    from spp.lab.demo import demo
-
+    "A folder with a recipe's trial, whose name must be escaped in HTML"
     at = tmp_path_factory.mktemp("report")
-    few = dict(budgets=(1.0, 0.5), orders=("spp", "random"))
-    demo(at / "demo", steps=20, epochs=1, progress=False, **few)
     RECIPES["tiny"] = Recipe("test_vit", 1, 1, 2, 4, 1e-3)
     try:
         run("tiny", out=at / "<tiny>", smoke=True, progress=False)
     finally:
         del RECIPES["tiny"]
     return at
+
+
+@pytest.fixture(scope="module")
+def demo_too(runs):
+    "The same folder with a short demo"
+    from spp.lab.demo import demo
+
+    few = dict(budgets=(1.0, 0.5), orders=("spp", "random"))
+    demo(runs / "demo", steps=20, epochs=1, progress=False, **few)
+    return runs
 
 
 class Page(HTMLParser):
@@ -78,31 +82,53 @@ class Page(HTMLParser):
         self.texts.append(text)
 
 
-def test_page(runs):
-    "All numbers of a demo and a run on one page that asks for nothing outside of it"
-    done = spp("report", "demo", "<tiny>", "--out", "both.html", cwd=runs)
-    assert done.returncode == 0, done.stderr
-    assert "wrote both.html and both.csv" in done.stdout
-    html, parsed = (runs / "both.html").read_text(), Page()
+def check_page(file, words):
+    "The page is whole, asks for nothing outside of it, and says `words`"
+    html, parsed = file.read_text(), Page()
     parsed.feed(html)
     text = " ".join(parsed.texts)
     assert not parsed.open
     assert not parsed.asks
     assert not re.search(r"@import|url\((?!#)", html)
-    for word in WORDS:
+    for word in words:
         assert word in text, word
     assert "<tiny>" not in html  # names are text, not tags
-    table = pd.read_csv(runs / "both.csv")
+
+
+def check_trial(rows):
+    "The numbers of the trial are all there"
+    assert rows.asked.tolist() == [1.0, 0.75, 0.5]
+    assert rows[["params", "macs", "latency", "score"]].notna().all(axis=None)
+    assert rows.macs.is_monotonic_decreasing
+    assert rows.latency.iloc[0] == 1
+
+
+def test_page_of_a_trial(runs):
+    done = inside("report", "<tiny>", "--out", "one.html", cwd=runs)
+    assert "wrote one.html and one.csv" in done.stdout
+    check_page(runs / "one.html", WORDS)
+    check_trial(pd.read_csv(runs / "one.csv"))
+
+
+@pytest.mark.slow
+def test_page_of_a_demo_and_a_trial(demo_too):
+    "All numbers of both, by the command in a process of its own"
+    done = spp("report", "demo", "<tiny>", "--out", "both.html", cwd=demo_too)
+    assert done.returncode == 0, done.stderr
+    assert "wrote both.html and both.csv" in done.stdout
+    check_page(demo_too / "both.html", (*WORDS, "demo", "random"))
+    table = pd.read_csv(demo_too / "both.csv")
     assert table.run.tolist() == ["demo"] * 4 + ["<tiny>"] * 3
-    mine = table[table.run == "<tiny>"]
-    assert mine.asked.tolist() == [1.0, 0.75, 0.5]
-    assert mine[["params", "macs", "latency", "score"]].notna().all(axis=None)
-    assert mine.macs.is_monotonic_decreasing
-    assert mine.latency.iloc[0] == 1
+    check_trial(table[table.run == "<tiny>"])
+
+
+@pytest.mark.slow
+def test_the_same_demo_page_twice(demo_too):
+    assert page([read(demo_too / "demo")]) == page([read(demo_too / "demo")])
 
 
 def test_the_same_page_twice(runs):
-    assert page([read(runs / "demo")]) == page([read(runs / "demo")])
+    assert page([read(runs / "<tiny>")]) == page([read(runs / "<tiny>")])
 
 
 def test_no_run(runs, tmp_path):
@@ -112,7 +138,7 @@ def test_no_run(runs, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken/run.json").write_text("{}")
     expected = "x holds thesis.tex: expected a folder that `spp run` or `spp demo` wrote"
-    refused(spp("report", "x", cwd=tmp_path), expected)
+    refused(inside("report", "x", cwd=tmp_path), expected)
     for folder, text in (
         ("none", "none is not there"),
         (runs, re.escape(f"Runs are in it: write {runs / '<tiny>'}")),
@@ -121,5 +147,5 @@ def test_no_run(runs, tmp_path):
         with pytest.raises((OSError, ValueError), match=text):
             report([tmp_path / folder], tmp_path / "x.html")
     with pytest.raises(ValueError, match="ends in .html"):
-        report([runs / "demo"], tmp_path / "x.pdf")
+        report([runs / "<tiny>"], tmp_path / "x.pdf")
     assert not list(tmp_path.glob("*.html"))

@@ -325,6 +325,16 @@ save_file(y, sys.argv[1] + "/y")
 """
 
 
+def test_a_cut_clip_is_loaded(small, coco, tmp_path):
+    "Saved and loaded here, it has the same scores"
+    cut_model, _, _ = half(small)
+    save(cut_model, tmp_path / "half")
+    test = captions(coco, cut_model, False, workers=0)
+    again = evaluate(load(tmp_path / "half"), test, "retrieval")
+    assert again == evaluate(cut_model, test, "retrieval")
+
+
+@pytest.mark.slow
 def test_a_cut_clip_in_a_new_process(clip, coco, tmp_path):
     "Saved and loaded, there and here, it returns the same bits and scores"
     cut_model, _, _ = half(clip)
@@ -473,7 +483,7 @@ def test_shards(coco, tmp_path, small):
 @pytest.mark.slow
 def test_emoji():
     "Where the registry can be reached: both styles, names, a gallery with two captions each"
-    from spp.lab.bench_clip import Words, gallery
+    from spp.lab.clip_data import Words, gallery
     from spp.lab.samples import emoji
 
     try:

@@ -190,7 +190,7 @@ def test_tables_of_results_are_legible_on_a_phone(tab, host):
     tab.locator(".out").first.evaluate("box => { box.scrollLeft = 150 }")
     assert 0 <= name.bounding_box()["x"] < 30
     width = "all => all.map(image => image.getBoundingClientRect().width / image.naturalWidth)"
-    assert all(share > 0.4 for share in tab.locator("figure img").evaluate_all(width))
+    assert all(share > 0.6 for share in tab.locator("figure img").evaluate_all(width))
 
 
 def test_light_dark_and_the_menu(tab, host):

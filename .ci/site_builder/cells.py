@@ -149,7 +149,7 @@ def figure(page: Page, png: bytes, alt: str) -> tuple[str, str]:
         f'<img src="{local}" alt="{html.escape(alt)}" width="{wide}" height="{high}"'
         f' class="{kind}" loading="lazy">'
     )
-    shape = ' class="wide"' if wide > WIDE else ""
+    shape = f' class="wide" style="--wide: {wide}px"' if wide > WIDE else ""
     return (
         f'<figure{shape}><div class="scroll" tabindex="0"><a href="{local}">{image}</a></div>'
         "</figure>",

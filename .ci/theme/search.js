@@ -67,6 +67,9 @@ const FIELDS = {
 };
 const SATURATION = 1.6;
 const PAGE_SHARE = 0.8; // of the score of all words of a page, beside that of its best part
+// who asks for numbers wants pages of results
+const NUMBERS = /\b(numbers?|results?|tables?|benchmarks?|measured|how (fast|good|much))\b/i;
+const NUMBERS_WEIGHT = 1.4;
 // parts of a page that name other pages
 const ASIDE = /^(exercises|left out|what (this|these) .* not show|read on)/i;
 const ASIDE_WEIGHT = 0.6;
@@ -199,6 +202,11 @@ function asksWhat(text) {
   return patterns.map(pattern => asked.match(pattern)?.[1]).find(Boolean);
 }
 
+function sectionWeight(section, text) {
+  const wanted = section === "Results" && NUMBERS.test(text) ? NUMBERS_WEIGHT : 1;
+  return wanted * (SECTIONS[section] || 1);
+}
+
 function synonyms(word) {
   const root = stem(word);
   return SYNONYMS[word] || SYNONYMS[root] || SYNONYMS[root + "e"] || [];
@@ -291,7 +299,7 @@ function search(prepared, text) {
     const parts = (byPage.get(item.page) || []).sort((a, b) => b.value - a.value);
     if (!parts.length) continue;
     const value = parts[0].value + PAGE_SHARE * score(item, prepared.pages, question);
-    found.push({ value: value * (SECTIONS[item.page.section] || 1), page: item.page, parts });
+    found.push({ value: value * sectionWeight(item.page.section, text), page: item.page, parts });
   }
   found.sort((a, b) => b.value - a.value);
   return found.map(({ page, parts, value }) => ({

@@ -188,7 +188,7 @@ def _scores(evaluate: Callable | None, model: nn.Module) -> dict:
         return score
     return {getattr(evaluate, "__name__", "score").replace("<lambda>", "score"): score}
 
-# %% ../../nbs/training/03_finetune.ipynb #c6b0b9e0
+# %% ../../nbs/training/03_finetune.ipynb #4e4ba0bc
 def _told(model: nn.Module, data: Iterable, teacher: nn.Module | None, settings: Settings) -> dict:
     "What a checkpoint says of its training; another one is refused."
     told = dict(
@@ -258,7 +258,8 @@ class _Finetuning:
         self.lesson.listen(self.learner, self.teacher)
 
     def close(self) -> None:
-        "Leave the models as they were found, the trained one in evaluation mode."
+        "Leave the models as they were found: no gradients, the trained one in evaluation mode."
+        self.optimizer.zero_grad()  # of a step that was not finished, after an error
         self.model.eval()
         self.lesson.end()
         if self.teacher is not None:
