@@ -480,11 +480,11 @@ REACHABLE = r"Reachable: 0\.\d+ to 1"
     [
         (
             dict(params=0),
-            r"params=0 is no budget: write the fraction .* in \(0, 1\].* " + REACHABLE,
+            r"params=0 is not a budget: write the fraction .* in \(0, 1\].* " + REACHABLE,
         ),
-        (dict(params=-0.5), "params=-0.5 is no budget"),
-        (dict(units=float("nan")), "units=nan is no budget"),
-        (dict(params=True), "params=True is no budget"),
+        (dict(params=-0.5), "params=-0.5 is not a budget"),
+        (dict(units=float("nan")), "units=nan is not a budget"),
+        (dict(params=True), "params=True is not a budget"),
         (
             dict(params=1.2),
             r"params=1.2 is neither a fraction in \(0, 1\] nor a possible number of parameters",
