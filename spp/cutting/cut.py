@@ -144,7 +144,7 @@ def rebuild(
 ) -> nn.Module:  # without values where the library can do that
     "The structure of a cut model; `TypeError` if its library is not known."
     library = build.get("library")
-    if library not in ADAPTERS:
+    if not isinstance(library, str) or library not in ADAPTERS:
         raise TypeError(
             f"spp can rebuild models of {', '.join(ADAPTERS)}; "
             f"this description is of {library or 'an unknown library'}"

@@ -40,6 +40,8 @@ def replacing(
     old = box / "old"
     try:
         yield new
+        if path.is_dir() and not new.is_dir():
+            raise FileExistsError(f"{path} is a folder and stays: name a file to write to")
         if path.is_dir():
             os.rename(path, old)  # a folder with content cannot be renamed over
         try:
@@ -365,6 +367,10 @@ def _stock_model(folder: Path, told: dict) -> nn.Module:
     if sealed_header({k: v for k, v in told.items() if k != "sha256"}) != told:
         raise ValueError(f"{folder / 'spp.json'} was altered. {again}")
     for name, checksum in told["files"].items():
+        if Path(name).name != name:
+            raise ValueError(
+                f"{folder / 'spp.json'} lists {name!r:.60}, which is not in its folder"
+            )
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} lacks {name}, which was saved there. {again}")
         if digest(folder / name) != checksum:

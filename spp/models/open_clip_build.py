@@ -259,16 +259,38 @@ def describe(
     }
 
 # %% ../../nbs/models/03_open_clip_build.ipynb #66f7471e
+def _check(kind: str, args: dict) -> None:
+    "`ValueError` for what no description of ours has, such as a tower that would be fetched"
+    if kind not in ("CLIP", "CustomTextCLIP"):
+        raise ValueError(f"spp makes no model of open_clip of the class {kind!r:.60}")
+    for name in ("vision_cfg", "text_cfg"):
+        odd = [key for key in args[name] if key.startswith(("timm_", "hf_"))]
+        if odd:
+            raise ValueError(
+                f"the description of a CLIP has {name}.{odd[0]}, which would be fetched"
+            )
+    names = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "output_dict", "cast_dtype"}
+    for name in args.keys() - names - {"nonscalar_logit_scale", "init_logit_bias"}:
+        raise ValueError(
+            f"the description of a CLIP has an argument {name!r:.60}: none of ours has"
+        )
+
+
 def build(
     d: dict,  # what `describe` returned
 ) -> nn.Module:  # on the device `meta`: without values
-    "Make the model of a description; `TypeError` if the model could not be described"
+    """Make the model of a description, which may come from a stranger's file.
+
+    Raises `TypeError` if the model could not be described, `ValueError` for what no description of
+    ours has.
+    """
     if "why" in d:
         raise TypeError(
             f"this model of open_clip could not be made again: {d['why']}."
             " Save its state_dict() with safetensors."
         )
     args, towers = _decoded(d["args"]), _decoded(d["towers"])
+    _check(d["class"], args)
     if args["cast_dtype"]:
         args["cast_dtype"] = torch.float16
     make = {"CLIP": CLIP, "CustomTextCLIP": CustomTextCLIP}[d["class"]]
