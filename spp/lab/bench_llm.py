@@ -337,7 +337,6 @@ def cost(
 # %% ../../nbs/lab/15_bench_llm.ipynb #e4d3e091
 _PEAK = """
 import json
-import resource
 import sys
 
 import torch
@@ -346,14 +345,19 @@ from transformers.initialization import no_init_weights
 
 from spp.llm.weight_paths import weight_path
 
+
+def kilobytes(entry):
+    with open("/proc/self/status") as status:
+        return int(next(line for line in status if line.startswith(entry)).split()[1])
+
+
 config = LlamaConfig(**json.loads(sys.argv[1]))
 with no_init_weights():
     model = LlamaForCausalLM(config).eval()
 torch.manual_seed(0)
 for p in model.parameters():
     p.data.normal_(0, 0.02)
-status = open("/proc/self/status").read().splitlines()
-before = int(next(x for x in status if x.startswith("VmRSS")).split()[1]) * 1024
+before = kilobytes("VmRSS") * 1024
 path = weight_path(model, torch.randint(100, (2, 64)), progress=False, steps=1)
 print(
     json.dumps(
@@ -361,7 +365,7 @@ print(
             parameters=model.num_parameters(),
             model=sum(p.numel() * p.element_size() for p in model.parameters()),
             before=before,
-            peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak=kilobytes("VmHWM") * 1024,  # getrusage would begin with the parent's peak
             statistics=4 * (3 * config.hidden_size**2 + config.intermediate_size**2),
         )
     )
