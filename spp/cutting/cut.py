@@ -160,6 +160,7 @@ _STATE = {
     "warnings_issued",
     "weight_init_mode",
     "fix_init",
+    "init_values",
     "fused_attn",
     "distilled_training",
 }  # attributes that are state or initialisation, not structure
