@@ -56,6 +56,16 @@ def dist(tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="module")
+def place(dist, tmp_path_factory):
+    "An empty folder into which the wheel was installed"
+    (wheel,) = dist.glob("*.whl")
+    place = tmp_path_factory.mktemp("site")
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(place)]
+    subprocess.run([*pip, str(wheel)], check=True)
+    return place
+
+
 def test_the_installed_version_is_found_under_its_name():
     "The registry has another package called spp: ours is solution-path-pruning"
     assert version("solution-path-pruning") == spp.__version__
@@ -93,12 +103,8 @@ def test_archives_hold_what_is_needed(dist):
 
 
 @pytest.mark.slow
-def test_the_wheel_works_outside_the_repository(dist, tmp_path):
+def test_the_wheel_works_outside_the_repository(place, tmp_path):
     "Installed into an empty folder: search, cut, fine-tune, save, load, without any extra"
-    (wheel,) = dist.glob("*.whl")
-    place = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(place)]
-    subprocess.run([*pip, str(wheel)], check=True)
     work = tmp_path / "work"
     work.mkdir()
     done = subprocess.run(
@@ -113,12 +119,8 @@ def test_the_wheel_works_outside_the_repository(dist, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_of_the_wheel(dist, tmp_path):
+def test_the_command_of_the_wheel(place, tmp_path):
     "`spp --version` and `spp --help` of the installed package"
-    (wheel,) = dist.glob("*.whl")
-    place = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(place)]
-    subprocess.run([*pip, str(wheel)], check=True)
     for option, text in (("--version", f"spp {spp.__version__}"), ("--help", "Usage")):
         done = subprocess.run(
             [sys.executable, str(place / "bin/spp"), option],
