@@ -15,7 +15,7 @@ from site_builder.sources import contents
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOKS = notebooks()
-ROOMS = ["models", "cutting", "method", "training", "judging", "llm", "running", "lab"]
+ROOMS = ["core", "models", "cutting", "method", "training", "judging", "llm", "running", "lab"]
 
 
 def cells(book: Path) -> list[dict]:
