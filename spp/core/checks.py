@@ -319,7 +319,7 @@ def _type_of_weights(model: nn.Module, x: Any) -> str:
 def running(
     model: nn.Module,  # that is run in the `with` block …
     x: Any,  # … on these inputs
-) -> Iterator[None]:
+) -> Iterator[None]:  # for `with`
     "Turn an error of a model that cannot take `x` into one that says what it was given."
     try:
         yield
