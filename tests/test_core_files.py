@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from spp.core import files
-from spp.core.files import check_output, kind_of, load_tensors, recover, replacing, save_tensors
+from spp.core.files import check_output, recover, replacing, save_tensors
+from spp.core.formats import kind_of, load_tensors
 
 KIND = "a thing"
 EVENTS = ("open", "os.", "shutil.", "ctypes.", "tempfile.")
