@@ -14,7 +14,9 @@ from importlib import import_module
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import check_mask, check_whole
 from .budget import params_of
+from ..models.checks import check_copy, check_pairs
 from ..models.pairs import ADAPTERS, Pair, adapter_of, find_pairs, fingerprint, sites, split_units
 
 # %% ../../nbs/cutting/01_cut.ipynb #1ee0fefe
@@ -106,8 +108,12 @@ def cut(
     """The dense model in which only the units of `mask` are left (eq. 1).
 
     It is on the device of `model`, in evaluation mode, and has neither gates nor hooks.
-    `ValueError` if `mask` has not one value for each unit.
+    `ValueError` if `mask` has not one value for each unit, or if `pairs` are not those of `model`.
     """
+    check_pairs(model, pairs)
+    check_copy(model)
+    check_mask(mask, sum(p.n for p in pairs))
+    check_whole(align, "align")
     parts = split_units(mask.bool().cpu(), pairs)  # on the CPU, wherever the weights are
     told, dense_params = _origin(model)
     small = copy.deepcopy(model).eval()

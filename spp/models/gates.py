@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .checks import check_pairs
 from .pairs import Pair, opened, split_units
 
 # %% ../../nbs/models/01_gates.ipynb #725d9e9e
@@ -118,6 +119,7 @@ def gated(
 
     Hooks, `requires_grad` and the modes of modules are put back afterwards, also after an error.
     """
+    check_pairs(model, pairs)
     frozen = [(p, p.requires_grad) for p in model.parameters()]
     modes = [(module, module.training) for module in model.modules()]
     hooks = []

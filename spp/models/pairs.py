@@ -17,6 +17,8 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import check_model, said
+
 # %% ../../nbs/models/00_pairs.ipynb #e051b63b
 @dataclass(frozen=True)
 class Pair:
@@ -117,12 +119,19 @@ _WRAPPERS = {
 def unwrapped(
     model: nn.Module,  # any model
 ) -> nn.Module:  # `model` itself
-    "`model`, unless it wraps another model: then `TypeError`"
+    "`model`, unless it wraps another model or holds adapters of peft: then `TypeError`"
+    check_model(model)
     for c in type(model).__mro__:
         for start, what in _WRAPPERS.items():
             if f"{c.__module__}.".startswith(start + "."):
                 advice = what[0].upper() + what[1:]
                 raise TypeError(f"{type(model).__name__} is not the model itself. {advice}.")
+    for name, module in model.named_modules():
+        if type(module).__module__.split(".")[0] == "peft":
+            raise TypeError(
+                f"`{name}` is an adapter of peft ({type(module).__name__})."
+                " Merge the adapters first: model.merge_and_unload()."
+            )
     return model
 
 
@@ -130,6 +139,7 @@ def has_values(
     model: nn.Module,  # any model
 ) -> None:
     "Check that no parameter is on the device `meta`; `ValueError` if one is"
+    check_model(model)
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
             raise ValueError(
@@ -175,8 +185,16 @@ def opened(
     model: nn.Module,  # any model
     pairs: list[Pair],  # its pairs
 ) -> Iterator[nn.Module]:  # `model` itself
-    "`model` with a module at every gate of `pairs`, as long as the context lasts"
+    """`model` with a module at every gate of `pairs`, as long as the context lasts.
+
+    Modules that were compiled in place run as they are written meanwhile, for a compiled one
+    does not see hooks that are set later.
+    """
+    compiled = [(m, m._compiled_call_impl) for m in model.modules() if m._compiled_call_impl]
     with ExitStack() as stack:
+        for module, call in compiled:
+            stack.callback(setattr, module, "_compiled_call_impl", call)
+            module._compiled_call_impl = None
         for name in dict.fromkeys(p.adapter for p in pairs):
             if name == Pair.adapter:
                 continue  # pairs of this module, which sit at modules already
@@ -191,6 +209,19 @@ def _dotted(block: str, name: str) -> str:
     return f"{block}.{name}" if block else name
 
 
+def _is_there(model: nn.Module, name: str) -> None:
+    "Raise `TypeError` unless `model` has a module `name`"
+    check_model(model)
+    if not isinstance(name, str):
+        raise TypeError(f"modules have names, e.g. 'encoder.3'; got {said(name)}")
+    at, found = model, ""
+    for part in filter(None, name.split(".")):
+        if part not in at._modules:
+            there = ", ".join(at._modules) or "nothing"
+            raise TypeError(f"no module `{name}`: `{found or type(model).__name__}` holds {there}")
+        at, found = at._modules[part], _dotted(found, part)
+
+
 def mlp_pair(
     model: nn.Module,  # any model
     block: str,  # name of the module that holds both layers, e.g. "encoder.3"; "" for `model`
@@ -199,6 +230,8 @@ def mlp_pair(
 ) -> Pair:  # of kind "mlp", for `pairs=[…]`
     "The pair of two linear layers with an elementwise function between them"
     site, gate = _dotted(block, first), _dotted(block, second)
+    for name in (block, site, gate):
+        _is_there(model, name)
     a, b = model.get_submodule(site), model.get_submodule(gate)
     linear = isinstance(a, nn.Linear) and isinstance(b, nn.Linear)
     if not linear or a.out_features != b.in_features:
