@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..core.restored import evaluating
 from ..models.pairs import Pair, opened, sites, split_units
 
 # %% ../../nbs/cutting/00_budget.ipynb #10d24086
@@ -32,21 +33,15 @@ def macs_of(
     x: Tensor | dict[str, Tensor],  # one sample, shape [1, …]; a dict for several arguments
 ) -> int:  # multiply-accumulates
     "Multiply-accumulates of one forward pass of `model` on `x`."
-    training = model.training
     fast = torch.backends.mha.get_fastpath_enabled()
-    # the counter does not accept views of parameters that want gradients
-    wanted = [p for p in model.parameters() if p.requires_grad]
     torch.backends.mha.set_fastpath_enabled(False)
-    for p in wanted:
-        p.requires_grad_(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
-            model.eval()(**x) if isinstance(x, dict) else model.eval()(x)
+        with evaluating(model), sdpa_kernel(SDPBackend.MATH):
+            model.requires_grad_(False)  # the counter takes no views of parameters that want them
+            with FlopCounterMode(display=False) as count:
+                model(**x) if isinstance(x, dict) else model(x)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-        for p in wanted:
-            p.requires_grad_(True)
-    model.train(training)
     return count.get_total_flops() // 2
 
 # %% ../../nbs/cutting/00_budget.ipynb #5de70093

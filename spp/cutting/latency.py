@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm.auto import tqdm
 
+from ..core.restored import evaluating
 from .budget import Costs, macs_of, params_of, solve, step_size
 from .cut import cut, name_of
 from ..models.pairs import Pair, adapter_of, align_up, sites
@@ -52,10 +53,11 @@ def relative_latency(
 ) -> list[float]:  # time of each model over the time of `dense`
     "Forward time of `models` as a fraction of that of `dense`, measured in turn."
     everything = [dense, *models]
-    for model in everything:  # fill caches, choose kernels
-        _run(model, x)
-        _run(model, x)
-    times = [[_seconds(model, x) for model in everything] for _ in range(rounds)]
+    with evaluating(*everything):
+        for model in everything:  # fill caches, choose kernels
+            _run(model, x)
+            _run(model, x)
+        times = [[_seconds(model, x) for model in everything] for _ in range(rounds)]
     return [median(row[i + 1] / row[0] for row in times) for i in range(len(models))]
 
 # %% ../../nbs/cutting/02_latency.ipynb #36090d5e
@@ -116,11 +118,9 @@ def measure(
 ) -> Costs:  # `costs` with latency, in milliseconds
     "Time each class of layers at several widths (eq. 1)."
     classes = _classes(pairs, costs)
-    training = model.training
-    model.eval()
     quiet = {} if progress else {"disable": True}  # with {}, the variable TQDM_DISABLE decides
     table = {}
-    try:
+    with evaluating(model):
         empty = cut(model, pairs, torch.zeros(sum(p.n for p in pairs)))
         (none,) = relative_latency([empty], model, x, rounds)
         with tqdm(total=len(classes) * len(shares), desc="latency", leave=False, **quiet) as bar:
@@ -129,8 +129,6 @@ def measure(
                 table |= dict.fromkeys(names, curve)
         with torch.inference_mode():
             ms = 1000 * median(_seconds(model, x) for _ in range(rounds))
-    finally:
-        model.train(training)
     in_layers = sum(times[-1] for _, times in table.values())
     scale = ms * (1 - min(none, 1.0)) / max(in_layers, 1e-9)
     return replace(
@@ -168,7 +166,7 @@ def kernels(
     x: Input,  # an input, batch included
 ) -> dict[str, int]:  # e.g. {"flash": 12}
     "The attention kernels that one forward pass runs, and how often."
-    with _Listen() as heard:
+    with evaluating(model), _Listen() as heard:
         _run(model, x)
     return dict(heard.seen)
 
@@ -222,7 +220,7 @@ def summary(
     macs = macs_of(model, one)
     out = Summary(name_of(model), params_of(model), macs, kernels(model, x), report)
     if latency or dense is not None:
-        with torch.inference_mode():
+        with evaluating(model), torch.inference_mode():
             _run(model, x)
             out.ms = 1000 * median(_seconds(model, x) for _ in range(9))
         device = next(model.parameters()).device

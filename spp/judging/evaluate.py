@@ -10,8 +10,7 @@ import hashlib
 import math
 import platform
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spp
+from ..core.restored import evaluating
 from .retrieval import embed, normal_quantile, recall, wilson
 from ..method.objective import answer, call, parts, stream, to_device
 
@@ -30,13 +30,11 @@ def accuracy(
     data: Iterable,  # batches of (inputs, labels), labels of shape [batch]
 ) -> float:  # in [0, 1]
     "Share of the samples whose largest logit is at their label."
-    mode = model.training
-    model.eval()
     right, seen = 0, 0
-    for x, labels in stream(data, len(data) or 1, next(model.parameters()).device):
-        right += (answer(model, x).out.argmax(-1) == labels).sum().item()
-        seen += len(labels)
-    model.train(mode)
+    with evaluating(model):
+        for x, labels in stream(data, len(data) or 1, next(model.parameters()).device):
+            right += (answer(model, x).out.argmax(-1) == labels).sum().item()
+            seen += len(labels)
     return right / seen
 
 # %% ../../nbs/judging/01_evaluate.ipynb #a0aca939
@@ -237,19 +235,6 @@ def _learned(
     return _shares({task: predicted == _labels(labels, task)}, level)
 
 # %% ../../nbs/judging/01_evaluate.ipynb #351f947f
-@contextmanager
-def _evaluating(*models: nn.Module) -> Iterator[None]:
-    "Evaluation mode for `models`; afterwards the mode that each of them had"
-    modes = [(model, model.training) for model in models]
-    for model in models:
-        model.eval()
-    try:
-        yield
-    finally:
-        for model, mode in modes:
-            model.train(mode)
-
-
 TASKS = ("classification", "retrieval", "fidelity", "knn", "probe")
 
 
@@ -280,13 +265,13 @@ def evaluate(
 ) -> dict:  # task, n, scores, intervals, data (a fingerprint); can be written as JSON
     """Scores of `model` on `data`, with intervals, the number of samples and a fingerprint.
 
-    Fidelity needs no labels. Without `read`, features are those of `features`. The modes of
-    the models are restored. Raises `ValueError` for an unknown task, for empty data, and where
+    Fidelity needs no labels. Without `read`, features are those of `features`. The models
+    are left as they were. Raises `ValueError` for an unknown task, for empty data, and where
     labels, `dense` or `train` are needed and missing.
     """
     _check_task(task, dense, train)
     seen = _Hashed(data)
-    with _evaluating(model, *([] if dense is None else [dense])):
+    with evaluating(model, dense):
         if task == "classification":
             n, scores = _classified(model, seen, level)
         elif task == "retrieval":

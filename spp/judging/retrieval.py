@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.restored import evaluating
+
 # %% ../../nbs/judging/02_retrieval.ipynb #c6c6c59d
 _BITS = 20
 _MOST_DIMENSIONS = 1 << 13
@@ -165,26 +167,22 @@ def embed(
 ) -> tuple[Tensor, Tensor, Tensor]:  # features of images [n, d] and captions [m, d], owner [m]
     """Features of all images and captions on the CPU, and the image of each caption.
 
-    The model's mode is restored. Raises `TypeError` for a model or a batch without the two
+    The model is left as it was. Raises `TypeError` for a model or a batch without the two
     kinds of input, and `ValueError` for empty data.
     """
     if not (hasattr(model, "encode_image") and hasattr(model, "encode_text")):
         raise TypeError(
             f"{type(model).__name__} has no encode_image and encode_text: pass features to `recall`"
         )
-    mode = model.training
     device = next(model.parameters()).device
     images, texts, owners, n = [], [], [], 0
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in data:
             _check_pairs(batch)
             images.append(model.encode_image(batch["image"].to(device)).float().cpu())
             texts.append(model.encode_text(batch["text"].to(device)).float().cpu())
             owners.append(n + batch.get("owner", torch.arange(len(batch["image"]))).cpu())
             n += len(images[-1])
-    finally:
-        model.train(mode)
     if not images:
         raise ValueError("the data has no batches: pass a loader or list of at least one")
     return torch.cat(images), torch.cat(texts), torch.cat(owners)

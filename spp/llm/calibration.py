@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 
+from ..core.restored import evaluating, restored
 from ..cutting.budget import params_of
 from ..cutting.cut import name_of
 from .text import check_tokens
@@ -166,15 +167,12 @@ def _entered(
     calls: dict[int, tuple] = {}
     body = getattr(model, model.base_model_prefix, model)  # the head is not needed
     device = next(model.parameters()).device
-    for i, block in enumerate(stack):
-        block.forward = _hand_on(name_of(model), calls, states, i)
-    try:
+    with restored(stack):
+        for i, block in enumerate(stack):
+            block.forward = _hand_on(name_of(model), calls, states, i)
         for window in ids:
             with torch.autocast(device.type, amp, enabled=amp is not None):
                 body(input_ids=window[None].to(device), use_cache=False)
-    finally:
-        for block in stack:
-            del block.forward  # the forward of its class shows again
     return states, [calls[i] for i in range(len(stack))]
 
 # %% ../../nbs/llm/01_calibration.ipynb #d106b221
@@ -187,6 +185,22 @@ def _moved(x: Any, device: torch.device) -> Any:
     if isinstance(x, dict):
         return {key: _moved(item, device) for key, item in x.items()}
     return x
+
+
+def _check_places(stack: nn.ModuleList, device: torch.device | str | None) -> None:
+    "`ValueError` where blocks have a `forward` of their own that may send inputs elsewhere"
+    at = None if device is None else torch.device(device)
+    for i, block in enumerate(stack):
+        here = next(block.parameters()).device
+        same = at is None or at == here or (at.type == here.type and at.index is None)
+        own = [name for name, m in block.named_modules() if "forward" in vars(m)]
+        if own and not same:
+            where = f"its {own[0]}" if own[0] else "it"
+            raise ValueError(
+                f"block {i} is on {here}, and {where} has a `forward` of its own (accelerate sets "
+                f"one for a device_map): it cannot be run on {at}. Leave out device=, then every "
+                "block is run where it is; or load the model without device_map."
+            )
 
 
 def _check_finite(stats: Stats, layer: str) -> None:
@@ -211,40 +225,37 @@ def walk_blocks(
 ) -> Iterator[tuple[str, nn.Module, Stats]]:  # name, layer, moments of its inputs
     """Every linear layer of every block, with the moments of what it reads.
 
-    The model is in evaluation mode on the way and as it was afterwards. Raises `ArithmeticError`
-    if moments are not finite, `ValueError` if `ids` do not fit the model.
+    The model is in evaluation mode on the way and as it was afterwards; close the generator
+    (`contextlib.closing`) if you leave the loop early. Raises `ArithmeticError` if moments are not
+    finite, `ValueError` if `ids` do not fit the model.
     """
     has_values(model)
     name, stack = blocks(model)
     check_tokens(model, ids)
+    _check_places(stack, device)
     home = next(model.parameters()).device
-    device = torch.device(device or home)
-    was_training = model.training
-    model.eval()
 
-    def run(i, keep):
+    def run(i, at, keep):
         "Run block `i` on all windows; keep what it puts out for the next block?"
-        args, kwargs = _moved(calls[i], device)
+        args, kwargs = _moved(calls[i], at)
         for j, state in enumerate(states):
-            with torch.autocast(device.type, amp, enabled=amp is not None):
-                out = stack[i](state.to(device), *args, **kwargs)
+            with torch.autocast(at.type, amp, enabled=amp is not None):
+                out = stack[i](state.to(at), *args, **kwargs)
             if keep:
                 states[j] = (out[0] if isinstance(out, tuple) else out).to(home)
 
     # `disable=False` would overrule the environment variable TQDM_DISABLE
     bar = {} if progress else {"disable": True}
-    try:
+    with evaluating(model):
         states, calls = _entered(model, stack, ids, amp)
         for i, block in enumerate(tqdm(stack, desc="blocks", leave=False, **bar)):
-            block.to(device)
-            with _Moments(linears(block), full, even) as moments:
-                run(i, keep=not refresh)
-            for child, stats in moments.stats().items():
-                _check_finite(stats, f"{name}.{i}.{child}")
-                yield f"{name}.{i}.{child}", block.get_submodule(child), stats
-            if refresh:
-                run(i, keep=True)
-            block.to(home)
-    finally:
-        stack.to(home)
-        model.train(was_training)
+            at = torch.device(device or next(block.parameters()).device)
+            with restored(block):  # moves it back
+                block.to(at)
+                with _Moments(linears(block), full, even) as moments:
+                    run(i, at, keep=not refresh)
+                for child, stats in moments.stats().items():
+                    _check_finite(stats, f"{name}.{i}.{child}")
+                    yield f"{name}.{i}.{child}", block.get_submodule(child), stats
+                if refresh:
+                    run(i, at, keep=True)

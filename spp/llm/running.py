@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.restored import restored
 from ..cutting.files import claim, replacing, save
 from ..cutting.pretrained import save_pretrained
 from ..judging.evaluate import provenance
@@ -58,12 +59,13 @@ def zero_shot(
             f"lm_eval {lm_eval.__version__} knows no task {', '.join(unknown)}: "
             "`lm_eval ls tasks` lists those it knows"
         )
-    results = lm_eval.simple_evaluate(
-        model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
-        tasks=list(tasks),
-        limit=limit,
-        task_manager=known,
-    )["results"]
+    with restored(model):
+        results = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch),
+            tasks=list(tasks),
+            limit=limit,
+            task_manager=known,
+        )["results"]
     names = [t if isinstance(t, str) else t["task"] for t in tasks]
     return {name: results[name]["acc,none"] for name in names}
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.restored import evaluating
 from ..cutting.cut import name_of
 
 # %% ../../nbs/llm/00_text.ipynb #1195cb94
@@ -230,15 +231,13 @@ def perplexity(
         raise ValueError("perplexity needs at least two tokens")
     check_tokens(model, ids)
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     total, judged = 0.0, 0
-    for window, new in parts:
-        with torch.autocast(device.type, amp, enabled=amp is not None):
-            logits = model(input_ids=window[None].to(device), use_cache=False).logits
-        logits = logits[0, -new - 1 : -1].float()
-        total += F.cross_entropy(logits, window[-new:].to(device), reduction="sum").item()
-        judged += new
-    model.train(was_training)
+    with evaluating(model):
+        for window, new in parts:
+            with torch.autocast(device.type, amp, enabled=amp is not None):
+                logits = model(input_ids=window[None].to(device), use_cache=False).logits
+            logits = logits[0, -new - 1 : -1].float()
+            total += F.cross_entropy(logits, window[-new:].to(device), reduction="sum").item()
+            judged += new
     name = "not given" if tokenizer is None else tokenizer_name(tokenizer)
     return Perplexity(math.exp(total / judged), judged, length, stride, name, digest(ids))

@@ -7,6 +7,7 @@ __all__ = ['batches', 'consumers', 'repaired_cut']
 
 # %% ../../nbs/llm/06_units.ipynb #cf4099b7
 import copy
+from contextlib import closing
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +51,11 @@ def consumers(
 @torch.no_grad()
 def _repair_consumers(model: nn.Module, columns: dict[str, Tensor], ids: Tensor, damping, **kw):
     "Refit each layer that reads units on the columns that stay, block after block"
-    for name, layer, stats in walk_blocks(model, ids, refresh=True, **kw):
-        if name in columns and not columns[name].all():
-            keep = columns[name].to(stats.second.device)
-            set_weights(layer, keep, stats, True, damping, name)
+    with closing(walk_blocks(model, ids, refresh=True, **kw)) as layers:
+        for name, layer, stats in layers:
+            if name in columns and not columns[name].all():
+                keep = columns[name].to(stats.second.device)
+                set_weights(layer, keep, stats, True, damping, name)
 
 # %% ../../nbs/llm/06_units.ipynb #6dbadeaf
 def repaired_cut(

@@ -8,6 +8,7 @@ __all__ = ['LLMPath', 'weight_path', 'one_shot', 'semi_structured']
 # %% ../../nbs/llm/05_weight_paths.ipynb #7abf54c2
 import copy
 import os
+from contextlib import closing
 from dataclasses import asdict, dataclass
 
 import torch
@@ -120,9 +121,10 @@ class LLMPath:
                 mask = self._mask_of(name, sparsity, pattern)
                 set_weights(layer, mask.to(layer.weight.device))
         else:
-            for name, layer, stats in walk_blocks(model, repair, refresh=True, **kw):
-                mask = self._mask_of(name, sparsity, pattern).to(stats.second.device)
-                set_weights(layer, mask, stats, True, damping, name)
+            with closing(walk_blocks(model, repair, refresh=True, **kw)) as layers:
+                for name, layer, stats in layers:
+                    mask = self._mask_of(name, sparsity, pattern).to(stats.second.device)
+                    set_weights(layer, mask, stats, True, damping, name)
         if inplace:
             self.model = None
         return model
@@ -149,10 +151,10 @@ def weight_path(
         raise ValueError(f'`by` must be "row" or "layer", got {by!r}')
     ours = metric == "inclusion"
     found = {}
-    for name, layer, stats in walk_blocks(
-        model, ids, device, amp=amp, progress=progress, full=ours, even=ours
-    ):
-        found[name] = levels(score(wide_weights(layer, stats), stats), by).cpu()
+    walk = walk_blocks(model, ids, device, amp=amp, progress=progress, full=ours, even=ours)
+    with closing(walk) as layers:
+        for name, layer, stats in layers:
+            found[name] = levels(score(wide_weights(layer, stats), stats), by).cpu()
     info = dict(
         model=name_of(model),
         fingerprint=fingerprint(model),
@@ -192,12 +194,14 @@ def one_shot(
             "the inclusion weighs tokens alike and repair does not: "
             "write weight_path(model, ids).prune(…, repair=ids)"
         )
-    for name, layer, stats in walk_blocks(
-        model, ids, device, True, amp, progress, full=repair or ours, even=ours
-    ):
-        level = levels(score(wide_weights(layer, stats), stats), by)
-        mask = mask_of(level, sparsity, pattern, by, name)
-        set_weights(layer, mask, stats, repair, damping, name)
+    full = repair or ours
+    with closing(
+        walk_blocks(model, ids, device, True, amp, progress, full=full, even=ours)
+    ) as layers:
+        for name, layer, stats in layers:
+            level = levels(score(wide_weights(layer, stats), stats), by)
+            mask = mask_of(level, sparsity, pattern, by, name)
+            set_weights(layer, mask, stats, repair, damping, name)
     return model
 
 # %% ../../nbs/llm/05_weight_paths.ipynb #7b0eaa60

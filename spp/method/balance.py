@@ -17,6 +17,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..core.restored import evaluating
 from .objective import call, over_ranks, ranks, stream
 from ..models.pairs import Pair, find_pairs, has_values, opened, unwrapped
 
@@ -162,7 +163,7 @@ def moments(
     device = next(model.parameters()).device
     off = {} if progress and ranks()[0] == 0 else {"disable": True}
     bar = dict(total=batches, desc="balance", leave=False, **off)
-    with opened(model, pairs), watch.on(model):
+    with evaluating(model), opened(model, pairs), watch.on(model):
         for x, _ in tqdm(stream(data, batches, device), **bar):
             watch.mask = x.get("attention_mask") if isinstance(x, Mapping) else None
             call(model, x)

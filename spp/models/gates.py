@@ -7,13 +7,13 @@ __all__ = ['Gates', 'gated']
 
 # %% ../../nbs/models/01_gates.ipynb #11a07466
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .checks import check_pairs
+from ..core.restored import evaluating
 from .pairs import Pair, opened, split_units
 
 # %% ../../nbs/models/01_gates.ipynb #725d9e9e
@@ -117,26 +117,18 @@ def gated(
 ) -> Iterator[Gates]:  # the gates, to be set and differentiated
     """Run `model` with gated units, in evaluation mode and with frozen weights.
 
-    Hooks, `requires_grad` and the modes of modules are put back afterwards, also after an error.
+    Afterwards the model is as it was, also after an error or Ctrl-C; with `train=True` the gates
+    alone are taken off. See `spp.core.restored`.
     """
-    check_pairs(model, pairs)
-    frozen = [(p, p.requires_grad) for p in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    hooks = []
-    try:
-        with opened(model, pairs):
-            gates = Gates(model, pairs, learn=not train)
-            if m is not None:
-                gates.set(m)
-            hooks += [_hook(gates, i, model.get_submodule(p.gate)) for i, p in enumerate(pairs)]
-            if not train:
-                model.eval().requires_grad_(False)
-            yield gates
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as stack:
         if not train:
-            for p, on in frozen:
-                p.requires_grad_(on)
-            for module, mode in modes:
-                module.training = mode
+            stack.enter_context(evaluating(model))
+        stack.enter_context(opened(model, pairs))
+        gates = Gates(model, pairs, learn=not train)
+        if m is not None:
+            gates.set(m)
+        for i, pair in enumerate(pairs):
+            stack.callback(_hook(gates, i, model.get_submodule(pair.gate)).remove)
+        if not train:
+            model.eval().requires_grad_(False)  # with the modules that `opened` put in
+        yield gates

@@ -134,7 +134,7 @@ class Family:
     ):
         # the weights are not those that were searched, so the path forgets their fingerprint
         info = {k: v for k, v in path.info.items() if k != "fingerprint"}
-        self.model = model.eval()
+        self.model = model
         self.table = table or []
         self.trained = tuple(trained) if trained else None
         self.path = SolutionPath(
@@ -207,7 +207,7 @@ def _sort(self: Family) -> nn.Module:
     "The network with its units in the order of the path."
     from timm.layers import Attention, Mlp
 
-    new = shallow(self.model)
+    new = shallow(self.model).eval()  # the copies of its modules
     order = [
         score.sort(dim=1, descending=True, stable=True).indices
         for score in split_units(self.path.score.double(), self.path.pairs)

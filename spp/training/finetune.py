@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..core.restored import restored
 from ..cutting.cut import name_of
 from ..cutting.files import replacing
 from ..method.objective import over_ranks, ranks, stream
@@ -232,7 +233,9 @@ class _Finetuning:
         self.random = self._resume()  # random states to go on with, until they are set
         self.saved = self.state.k  # batches taken when the checkpoint was last written
         self.teacher = teacher
-        self.teacher_mode = None if teacher is None else teacher.training
+        # a model that comes in training mode keeps the modes that its modules have
+        modes = [module.training for module in self.learner.modules()]
+        self.modes = modes if model.training else []
         self._build_networks(loss, chunk)
 
     def _resume(self) -> dict[str, Tensor] | None:
@@ -257,13 +260,11 @@ class _Finetuning:
         self.lesson = Lesson(told, loss, s.share, s.temperature, s.features)
         self.lesson.listen(self.learner, self.teacher)
 
-    def close(self) -> None:
-        "Leave the models as they were found: no gradients, the trained one in evaluation mode."
-        self.optimizer.zero_grad()  # of a step that was not finished, after an error
-        self.model.eval()
-        self.lesson.end()
-        if self.teacher is not None:
-            self.teacher.train(self.teacher_mode)
+    def train(self) -> None:
+        "Training mode, as the user has it, or for all modules of a model in evaluation mode."
+        self.learner.train()
+        for module, mode in zip(self.learner.modules(), self.modes):
+            module.training = mode
 
 # %% ../../nbs/training/03_finetune.ipynb #c717eac9
 @patch
@@ -283,7 +284,7 @@ def _begin_epoch(self: _Finetuning, epoch: int) -> None:
     if not self.divided:
         self.good = {name: x.detach().clone() for name, x in tensors_of(self.model).items()}
     self.as_of = f"after step {state.k}" if inside else f"after epoch {epoch}"
-    self.learner.train()
+    self.train()
 
 
 @patch
@@ -421,7 +422,7 @@ def _run(
             self.model.load_state_dict(self.state.ema.module.state_dict())
     finally:
         bar.close()
-        self.close()
+        self.lesson.end()
 
 # %% ../../nbs/training/03_finetune.ipynb #33f46b83
 def finetune(
@@ -458,6 +459,9 @@ def finetune(
     several processes, each passes its own part of the data. With `amp=None` the model runs in the
     type of its weights. Smoothed labels: `loss=partial(F.cross_entropy, label_smoothing=.1)`.
 
+    Weights and buffers change, and nothing else. Modules that are in evaluation mode while the
+    model is in training mode stay so.
+
     `ArithmeticError` if the loss is not finite: the model is then as it was after the last whole
     epoch. `ValueError` for settings that cannot be, and for the checkpoint of another training.
     """
@@ -476,6 +480,7 @@ def finetune(
         _precision(amp, next(model.parameters()).device),
     )
     _check(settings, data, teacher, shard, chunk)
-    run = _Finetuning(model, data, teacher, loss, settings, shard, chunk, checkpoint)
-    run._run(mixup, before, evaluate, log, every, progress)
+    with restored(model, teacher):
+        run = _Finetuning(model, data, teacher, loss, settings, shard, chunk, checkpoint)
+        run._run(mixup, before, evaluate, log, every, progress)
     return pd.DataFrame(run.state.rows)
