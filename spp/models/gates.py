@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..core.restored import evaluating
+from .checks import check_pairs
 from .pairs import Pair, opened, split_units
 
 # %% ../../nbs/models/01_gates.ipynb #725d9e9e
@@ -120,6 +121,7 @@ def gated(
     Afterwards the model is as it was, also after an error or Ctrl-C; with `train=True` the gates
     alone are taken off. See `spp.core.restored`.
     """
+    check_pairs(model, pairs)
     with ExitStack() as stack:
         if not train:
             stack.enter_context(evaluating(model))
