@@ -12,7 +12,8 @@ import torch
 import transformers
 
 import spp
-from spp.cutting.files import KIND, PRETRAINED, digest, save_tensors, sealed_header
+from spp.core.formats import digest, load_json, save_json, write_tensors
+from spp.cutting.files import KIND, PRETRAINED
 
 BERT = dict(
     hidden_size=8,
@@ -59,9 +60,9 @@ def no_network(monkeypatch):
 def folder(path, build, **header):
     "A folder like one of `spp.save`, which says that its model is made by `build`"
     path.mkdir()
-    header = dict(kind=KIND, build=build, widths={}, tied={}, cut=None) | header
-    save_tensors(path / "model.safetensors", {}, header)
-    (path / "spp.json").write_text(json.dumps(header))
+    header = dict(build=build, widths={}, tied={}, cut=None) | header
+    write_tensors(path / "model.safetensors", {}, KIND, header)
+    save_json(path / "spp.json", KIND, header)
     return path
 
 
@@ -151,8 +152,8 @@ def stock(path, config=(), options=(), files=None, **kw):
     (path / "config.json").write_text(json.dumps(told))
     listed = {f.name: digest(f) for f in path.iterdir()} if files is None else files
     build = bert(options=dict(options), **kw)
-    header = dict(kind=PRETRAINED, build=build, widths={}, tied={}, cut=None, types={})
-    (path / "spp.json").write_text(json.dumps(sealed_header(header | dict(files=listed))))
+    header = dict(build=build, widths={}, tied={}, cut=None, types={}, files=listed)
+    save_json(path / "spp.json", PRETRAINED, header)
     return path
 
 
@@ -169,8 +170,8 @@ def test_stock_folder_is_read(tmp_path):
         (dict(config={"auto_map": {"AutoModel": "evil.M"}}), "has auto_map"),
         (dict(config={"_attn_implementation": "attacker/kernel"}), "has _attn_implementation"),
         (dict(config={"quantization_config": {"quant_method": "x"}}), "has quantization_config"),
-        (dict(files={"../../etc/passwd": "0"}), "which is not in its folder"),
-        (dict(files={"/etc/passwd": "0"}), "which is not in its folder"),
+        (dict(files={"../../etc/passwd": "0"}), "which is not in it"),
+        (dict(files={"/etc/passwd": "0"}), "which is not in it"),
     ],
     ids=lambda x: x[:30] if isinstance(x, str) else "",
 )
@@ -185,9 +186,9 @@ def test_stock_folder_with_weights_in_a_pickle(tmp_path, mark):
     sent = stock(tmp_path / "sent")
     (sent / "model.safetensors").unlink()
     os.rename(tmp_path / "evil.pth", sent / "pytorch_model.bin")
-    told = json.loads((sent / "spp.json").read_text())
-    del told["sha256"], told["files"]["model.safetensors"]
-    (sent / "spp.json").write_text(json.dumps(sealed_header(told)))
+    told = load_json(sent / "spp.json", PRETRAINED)
+    del told["files"]["model.safetensors"]
+    save_json(sent / "spp.json", PRETRAINED, told)
     with pytest.raises(OSError):
         spp.load(sent)
     assert not mark.exists()
@@ -199,7 +200,7 @@ def test_a_users_folder_is_never_replaced_by_a_file(tmp_path, small):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("years")
     path = spp.search(model, data, steps=2, progress=False)
-    with pytest.raises(FileExistsError, match="is a folder and stays: name a file"):
+    with pytest.raises(FileExistsError, match="is a folder; a solution path is one file"):
         path.save(tmp_path / "thesis")
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years"
     assert len(list(tmp_path.iterdir())) == 1

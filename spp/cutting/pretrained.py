@@ -6,7 +6,6 @@
 __all__ = ['save_pretrained']
 
 # %% ../../nbs/cutting/04_pretrained.ipynb #3ce7541a
-import json
 import os
 import warnings
 from collections.abc import Iterable
@@ -15,16 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..core.files import check_output, replacing
+from ..core.formats import digest, save_json
 from .cut import differences
-from spp.cutting.files import (
-    PRETRAINED,
-    claim,
-    digest,
-    packed,
-    replacing,
-    sealed_header,
-    write_model,
-)
+from .files import PRETRAINED, packed, write_model
 from ..models.pairs import adapter_of
 
 # %% ../../nbs/cutting/04_pretrained.ipynb #80d1d148
@@ -92,29 +85,16 @@ def _obstacles(model: nn.Module, config, other: dict) -> list[str]:
     return _unlike(model, stock)
 
 # %% ../../nbs/cutting/04_pretrained.ipynb #f6fe9cf3
-_FILES = (
-    "spp.json",
-    "config.json",
-    "generation_config.json",
-    "model*.safetensors",
-    "model.safetensors.index.json",
-)
-
-
 def _write_stock(folder: Path, model: nn.Module, config, header: dict) -> None:
     "Let the library write `model` to `folder`, and `spp.json` beside it."
     with adapter_of(model).configured(model, config):
         model.save_pretrained(folder)
-    for file in folder.iterdir():
-        file.chmod(0o644)
     header = header | dict(
-        kind=PRETRAINED,
         files={file.name: digest(file) for file in sorted(folder.iterdir())},
         tied={},
         types={name: str(x.dtype).removeprefix("torch.") for name, x in model.named_buffers()},
     )
-    text = json.dumps(sealed_header(header), indent=1) + "\n"
-    (folder / "spp.json").write_text(text, encoding="utf-8")
+    save_json(folder / "spp.json", PRETRAINED, header)
 
 
 def save_pretrained(
@@ -133,12 +113,11 @@ def save_pretrained(
             "save_pretrained writes models of transformers; "
             f"this is a {type(model).__name__}. Use spp.save."
         )
-    folder = claim(folder, _FILES, PRETRAINED)
+    check_output(folder, PRETRAINED, folder=True)
     tensors, header = packed(model)
     config, other = adapter.stock_config(model, header["widths"])
     obstacles = _obstacles(model, config, other)
-    with replacing(folder) as new:
-        new.mkdir()
+    with replacing(folder, PRETRAINED, folder=True) as new:
         if obstacles:
             write_model(new, tensors, header)
             adapter.write_config(new, model, config, other)
@@ -150,4 +129,4 @@ def save_pretrained(
             f"cannot. {'; '.join(obstacles)}",
             stacklevel=2,
         )
-    return folder
+    return Path(folder)

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
+from ..core.files import replacing
+
 # %% ../../nbs/judging/04_caption_files.ipynb #553bd551
 COLOURS = dict(
     red=(220, 40, 40),
@@ -94,7 +96,13 @@ def made_up(
     seed: int = 0,  # of colours, shapes and corners
 ) -> Path:  # the folder
     "Make a folder of coloured shapes in Karpathy's format, with COCO's sub-folders."
-    root = Path(root)
+    with replacing(root, "made-up images with captions", folder=True) as new:
+        _draw_all(new, n, size, seed)
+    return Path(root)
+
+
+def _draw_all(root: Path, n: int, size: int, seed: int) -> None:
+    "Write `n` images and the file that describes them to the folder `root`"
     generator = torch.Generator().manual_seed(seed)
 
     def pick(choices):
@@ -111,7 +119,6 @@ def made_up(
         entries.append(_entry(i, folder, name, split, words))
     text = json.dumps(dict(images=entries, dataset="coco"))
     (root / "dataset_coco.json").write_text(text, encoding="utf-8")
-    return root
 
 # %% ../../nbs/judging/04_caption_files.ipynb #fe7314b1
 _COUNTS_AS = {"restval": "train"}

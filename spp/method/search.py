@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -371,7 +370,7 @@ def search(
     device = next(model.parameters()).device
     amp = _precision(device, amp)
     info = _description(model, pairs, how, steps, seed, method, loss, read, amp)
-    run = Run.load(checkpoint, info, device) if checkpoint and Path(checkpoint).exists() else None
+    run = Run.resumed(checkpoint, info, device)
 
     rank = ranks()[0]
     random = random_states(data, None if run is None else run.random[2 * rank :][:2])

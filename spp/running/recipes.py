@@ -6,6 +6,7 @@
 __all__ = ['RECIPES', 'Recipe', 'recipes', 'plan', 'generated', 'run']
 
 # %% ../../nbs/running/00_recipes.ipynb #2e86a07b
+import hashlib
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -20,8 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.files import check_output, place, replacing
+from ..core.formats import digest, kind_of
 from ..cutting.budget import macs_of, params_of
-from ..cutting.files import load, replacing, save
+from ..cutting.files import KIND, load, save
 from ..cutting.latency import relative_latency
 from ..judging.caption_files import made_up
 from ..judging.caption_loader import captions
@@ -29,10 +32,13 @@ from ..judging.data import images
 from ..judging.evaluate import accuracy, evaluate, provenance
 from ..method.balance import balance
 from ..method.objective import contrastive, ranks
+from ..method.path import KIND as PATH
 from ..method.path import SolutionPath
+from ..method.resume import RUN
 from ..method.search import first_looks, search
 from ..models.pairs import adapter_of
-from .folder import alone, remember, timed, write_json
+from .folder import KINDS, alone, read_json, remember, timed, write_json
+from ..training.checkpoint import KIND as TRAINING
 from ..training.family import walk
 from ..training.finetune import finetune
 
@@ -229,6 +235,12 @@ def _name(share: float) -> str:
     return f"params_{share:.2f}"
 
 
+def _finish(checkpoint: Path) -> None:
+    "Remove the checkpoint of a stage that is done, and no other file of that name"
+    if kind_of(checkpoint) in (RUN, TRAINING):
+        checkpoint.unlink()
+
+
 def _balanced(run: _Run, model: nn.Module) -> nn.Module:
     "Stage 0: the dense model with balanced heads"
     folder = run.out / "balanced"
@@ -256,7 +268,7 @@ def _search(run: _Run, model: nn.Module) -> SolutionPath:
     )
     if ranks()[0] == 0:
         path.save(file)
-        checkpoint.unlink(missing_ok=True)
+        _finish(checkpoint)
     return path
 
 # %% ../../nbs/running/00_recipes.ipynb #3c2ba92e
@@ -284,8 +296,9 @@ def _prune(run: _Run, path: SolutionPath) -> dict[float, nn.Module]:
         )
     if ranks()[0] == 0:
         for share, member in members.items():
-            save(member, folders[share])
-        checkpoint.unlink(missing_ok=True)
+            if not folders[share].exists():  # a walk has kept them
+                save(member, folders[share])
+        _finish(checkpoint)
     return members
 
 
@@ -338,7 +351,7 @@ def _finetune(run: _Run, member: nn.Module, share: float, dense: nn.Module) -> n
         )
     if ranks()[0] == 0:
         save(member, folder)
-        checkpoint.unlink(missing_ok=True)
+        _finish(checkpoint)
     return member
 
 # %% ../../nbs/running/00_recipes.ipynb #2b2a3ac6
@@ -399,12 +412,40 @@ def _check_run(recipe: Recipe, data: Any, smoke: bool, world: int) -> None:
         )
 
 
+def _csv_is_ours(out: Path) -> Callable[[Path], bool]:
+    "Is it the CSV file, or one of them, that `results.json` speaks of?"
+    known = read_json(out / "results.json").get("csv", [])
+    return lambda file: digest(file) in known
+
+
+def _check_outputs(out: Path, recipe: Recipe) -> None:
+    "Raise `FileExistsError` before the work where one of its results could not be written"
+    check_output(out / "order.path", PATH)
+    check_output(out / "search.run", RUN)
+    for name in ("run.json", "times.json", "latency.json", "results.json"):
+        check_output(out / name, KINDS[name])
+    check_output(out / "results.csv", "a table of results", ours=_csv_is_ours(out))
+    folders = [out / _name(share) for share in recipe.params]
+    folders += [out / "pruned" / _name(share) for share in recipe.params]
+    for folder in [*folders, out / "balanced"]:
+        if kind_of(folder / "spp.json") != KIND:  # a model that is there is read, not written
+            check_output(folder, KIND, folder=True)
+    for share in recipe.params:
+        check_output(out / f"{_name(share)}.run", TRAINING)
+    check_output(out / "prune.run", TRAINING)
+
+
 def _write_results(out: Path, table: pd.DataFrame, recipe: str, circumstances: dict) -> None:
     "Write the table as JSON, with where it comes from, and as CSV"
-    with replacing(out / "results.csv") as file:
-        table.to_csv(file, index=False)
-    rows = table.to_dict("records")
-    write_json(out / "results.json", dict(rows=rows, recipe=recipe, **circumstances))
+    text, rows = table.to_csv(index=False), table.to_dict("records")
+    ours = [
+        *read_json(out / "results.json").get("csv", []),
+        hashlib.sha256(text.encode()).hexdigest(),
+    ]
+    ours = list(dict.fromkeys(ours))[-2:]
+    write_json(out / "results.json", dict(rows=rows, recipe=recipe, csv=ours, **circumstances))
+    with replacing(out / "results.csv", "a table of results", ours=_csv_is_ours(out)) as file:
+        file.write_text(text, encoding="utf-8", newline="")
 
 # %% ../../nbs/running/00_recipes.ipynb #22901469
 def run(
@@ -432,7 +473,8 @@ def run(
     started = time.time()
     rank, world = ranks()
     _check_run(r, data, smoke, world)
-    out = Path(out)
+    out = place(out)
+    _check_outputs(out, r)
     out.mkdir(parents=True, exist_ok=True)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     about = dict(recipe=recipe, data=str(data), name=name, seed=seed, smoke=smoke)

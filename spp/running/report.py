@@ -6,7 +6,7 @@
 __all__ = ['Ran', 'read', 'table', 'page', 'report']
 
 # %% ../../nbs/running/02_report.ipynb #4935d0ea
-import json
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +18,9 @@ from typing import Any
 
 import pandas as pd
 
-from ..cutting.files import replacing
+from ..core.files import check_output, place, replacing
+from ..core.formats import digest, understood
+from ..cutting.files import header_of
 from ..method.path import SolutionPath, _colour
 from .folder import read_json
 
@@ -45,7 +47,7 @@ class Ran:
 def _members(folder: Path) -> dict[float, dict]:
     "Headers of the finished members by share of the parameters, from large to small"
     files = sorted(folder.glob("params_*/spp.json"), reverse=True)
-    return {float(f.parent.name.removeprefix("params_")): read_json(f) for f in files}
+    return {float(f.parent.name.removeprefix("params_")): header_of(f.parent) for f in files}
 
 
 def _epochs(folder: Path) -> dict[str, pd.DataFrame]:
@@ -153,13 +155,8 @@ def read(
     if not _is_run(folder):
         raise _no_run(folder)
     reader = next(reader for name, reader in _READERS.items() if (folder / name).exists())
-    try:
+    with understood(folder, "a run"):
         return reader(folder)
-    except (KeyError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{folder} is no whole run: {type(error).__name__} {error} in its JSON files."
-            " Run it again."
-        ) from error
 
 # %% ../../nbs/running/02_report.ipynb #35c0e765
 _LOOK = {
@@ -411,22 +408,49 @@ def page(
     )
 
 # %% ../../nbs/running/02_report.ipynb #f4af9805
+_MARK = "<!-- a report of spp, with checksums of the page and of its numbers: {} -->\n"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _seal(text: str, numbers: Iterable[str]) -> str:
+    "A page that says that it is ours, and which files of numbers are"
+    return text + _MARK.format(" ".join([_hash(text), *sorted(numbers)]))
+
+
+def _sealed(file: Path) -> list[str]:
+    "The checksums that a page of ours ends with; [] if it is none or was edited"
+    if not file.is_file():
+        return []
+    text, mark, end = file.read_text(encoding="utf-8", errors="replace").rpartition("<!-- a report")
+    found = re.findall("[0-9a-f]{64}", end)
+    return found if mark and found and _seal(text, found[1:]) == text + mark + end else []
+
+
 def report(
     folders: Iterable[str | os.PathLike],  # of runs, finished or not
     out: str | os.PathLike = "report.html",  # the page; its numbers go beside it, as .csv
 ) -> Path:  # of the page
     "Write a page about runs and a CSV file of their numbers; `ValueError` without a run."
-    folders, out = list(folders), Path(out)
+    folders, out = list(folders), place(out)
     if out.suffix != ".html":
         raise ValueError(f"the report is a page: name a file that ends in .html, not {out}")
+    numbers = out.with_suffix(".csv")
+    check_output(out, "a report", ours=_sealed)
+    known = _sealed(out)[1:]
+    check_output(numbers, "the numbers of a report", ours=lambda f: digest(f) in known)
     runs = [read(folder) for folder in folders]
     if not runs:
         raise ValueError("no runs: name at least one folder that `spp run` or `spp demo` wrote")
     if len({ran.name for ran in runs}) < len(runs):  # seed0 of one sweep and of another
         for ran, folder in zip(runs, folders):
             ran.name = str(folder)
-    with replacing(out) as file:
-        file.write_text(page(runs), encoding="utf-8")
-    with replacing(out.with_suffix(".csv")) as file:
-        table(runs).to_csv(file, index=False)
-    return out
+    text, rows = page(runs), table(runs).to_csv(index=False)
+    ours = {*known, _hash(rows)}
+    with replacing(out, "a report", ours=_sealed) as file:
+        file.write_text(_seal(text, ours), encoding="utf-8")
+    with replacing(numbers, "the numbers of a report", ours=lambda f: digest(f) in ours) as file:
+        file.write_text(rows, encoding="utf-8", newline="")
+    return Path(out)

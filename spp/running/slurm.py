@@ -6,7 +6,6 @@
 __all__ = ['Resources', 'Job', 'launch', 'here', 'jobs']
 
 # %% ../../nbs/running/01_slurm.ipynb #90a7f940
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,8 @@ import pandas as pd
 import torch
 from torch import distributed as dist
 
-from .folder import progress, write_json
+from ..core.formats import understood
+from .folder import progress, read_json, write_json
 from .recipes import run
 
 # %% ../../nbs/running/01_slurm.ipynb #0791abb2
@@ -197,14 +197,21 @@ def _submit(executor: Any, tasks: list[Job]) -> list:
         raise RuntimeError(f"Slurm refused the job: {said}") from error
 
 # %% ../../nbs/running/01_slurm.ipynb #1b2c09de
+def _known_jobs(file: Path) -> list[dict]:
+    "The jobs that `launch` wrote to `file`"
+    told = read_json(file)
+    with understood(file, "the jobs of a folder"):
+        return [dict(job=str(j["job"]), cluster=str(j["cluster"])) | j for j in told["jobs"]]
+
+
 def _remember_jobs(folder: Path, cluster: str, submitted: list, runs: list[dict]) -> None:
     "Add the submitted jobs to the list in `folder`"
     file = folder / "jobs.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    known = _known_jobs(file) if file.exists() else []
     for job, arguments in zip(submitted, runs):
         about = {k: str(v) for k, v in arguments.items() if k in ("recipe", "out", "seed")}
         known.append(dict(job=job.job_id, cluster=cluster, **about))
-    write_json(file, known)
+    write_json(file, dict(jobs=known))
 
 
 def launch(
@@ -275,7 +282,7 @@ def jobs(
     file = Path(folder) / "jobs.json"
     if not file.exists():
         raise FileNotFoundError(f"no jobs in {folder}: expected a jobs.json that `launch` wrote")
-    known = json.loads(file.read_text(encoding="utf-8"))
+    known = _known_jobs(file)
     states = _states(folder, known)
     return pd.DataFrame(
         [
