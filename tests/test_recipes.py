@@ -12,6 +12,7 @@ from command import inside, python, refused, spp
 from safetensors.torch import load_file
 
 from spp import load
+from spp.running.folder import write_json
 from spp.running.recipes import RECIPES, Recipe, run
 
 
@@ -148,5 +149,5 @@ def test_a_folder_has_one_run(tmp_path, start):
         f.flush()
         fcntl.flock(f, fcntl.LOCK_EX)
         refused(start(*args), f"another run is writing to {tmp_path} (process 7 on somewhere)")
-    (tmp_path / "run.json").write_text(json.dumps(dict(recipe="deit_small", seed=0)))
+    write_json(tmp_path / "run.json", dict(recipe="deit_small", seed=0))
     refused(start(*args), "holds another run: recipe 'deit_small', now 'deit_tiny'")

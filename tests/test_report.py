@@ -142,7 +142,7 @@ def test_no_run(runs, tmp_path):
     for folder, text in (
         ("none", "none is not there"),
         (runs, re.escape(f"Runs are in it: write {runs / '<tiny>'}")),
-        ("broken", "broken is no whole run"),
+        ("broken", "run.json holds something else, expected the settings of a run"),
     ):
         with pytest.raises((OSError, ValueError), match=text):
             report([tmp_path / folder], tmp_path / "x.html")

@@ -434,7 +434,7 @@ def report(
     out: str | os.PathLike = "report.html",  # the page; its numbers go beside it, as .csv
 ) -> Path:  # of the page
     "Write a page about runs and a CSV file of their numbers; `ValueError` without a run."
-    folders, out = list(folders), place(out)
+    folders, named, out = list(folders), Path(out), place(out)
     if out.suffix != ".html":
         raise ValueError(f"the report is a page: name a file that ends in .html, not {out}")
     numbers = out.with_suffix(".csv")
@@ -453,4 +453,4 @@ def report(
         file.write_text(_seal(text, ours), encoding="utf-8")
     with replacing(numbers, "the numbers of a report", ours=lambda f: digest(f) in ours) as file:
         file.write_text(rows, encoding="utf-8", newline="")
-    return Path(out)
+    return named
