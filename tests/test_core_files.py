@@ -65,7 +65,9 @@ def read(path: Path, folder: bool) -> str:
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two-renames"])
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
-@pytest.mark.parametrize("before", ["", "old"], ids=["new", "over-old"])
+@pytest.mark.parametrize(
+    "before", ["", pytest.param("old", marks=pytest.mark.slow)], ids=["new", "over-old"]
+)
 def test_killed_before_every_operation(tmp_path, monkeypatch, folder, before, exchange):
     "Old or new, whole; nothing at all only where there was nothing; no box after the next start"
     if not exchange:
@@ -95,8 +97,11 @@ def test_a_living_process_keeps_its_box(tmp_path):
     path = tmp_path / "out"
     with replacing(path, KIND, folder=True) as new:
         (new / "a").write_text("x")
-        program = f"from spp.core.files import recover; recover({str(path)!r})"
-        subprocess.run([sys.executable, "-c", program], check=True)
+        child = os.fork()
+        if child == 0:
+            recover(path)
+            os._exit(0)
+        os.waitpid(child, 0)
         assert (new / "a").read_text() == "x"
     assert (path / "a").read_text() == "x"
 
@@ -212,6 +217,29 @@ def small_disk(tmp_path):
         pytest.skip("needs root to mount a small file system")
     yield place
     subprocess.run(["umount", str(place)], check=True)
+
+
+def test_read_only(small_disk):
+    "Found before the work"
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    with pytest.raises(OSError, match="out cannot be written"):
+        check_output(small_disk / "out", KIND)
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_other_device(small_disk, tmp_path, folder):
+    "Through a link to another device: the box is made there"
+    (tmp_path / "link").symlink_to(small_disk / "out")
+    for text in ("one", "two"):
+        write(tmp_path / "link", text, folder)
+    assert (tmp_path / "link").is_symlink() and read(small_disk / "out", folder) == "two"
+    assert [x.name for x in small_disk.iterdir()] == ["out"]
+
+
+def test_a_link_to_itself(tmp_path):
+    (tmp_path / "x").symlink_to(tmp_path / "x")
+    with pytest.raises(FileExistsError, match="a link that leads nowhere"):
+        check_output(tmp_path / "x", KIND)
 
 
 def test_full_disk(small_disk):

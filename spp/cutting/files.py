@@ -191,7 +191,7 @@ def save(
         tensors, header["rounded"] = _rounded(tensors, weights, dtype)
     with replacing(folder, KIND, folder=True) as new:
         write_model(new, tensors, header)
-    return Path(folder)
+    return Path(folder).expanduser()
 
 # %% ../../nbs/cutting/03_files.ipynb #829bf23e
 def header_of(

@@ -129,4 +129,4 @@ def save_pretrained(
             f"cannot. {'; '.join(obstacles)}",
             stacklevel=2,
         )
-    return Path(folder)
+    return Path(folder).expanduser()

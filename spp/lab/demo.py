@@ -17,7 +17,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..core.files import check_output, replacing
-from ..cutting.budget import params_of
+from ..cutting.budget import check_budget, params_of
 from ..cutting.files import save
 from ..cutting.latency import relative_latency
 from ..judging.baselines import baseline
@@ -26,6 +26,7 @@ from ..judging.evaluate import accuracy, provenance
 from .records import COLOURS, progress_bar, read_record, write_record
 from ..method.path import SolutionPath
 from ..method.search import search
+from ..models.pairs import find_pairs
 from ..training.finetune import finetune
 
 # %% ../../nbs/lab/01_demo.ipynb #b14c2248
@@ -241,6 +242,8 @@ def demo(
     earlier = read_record(file) if file.exists() else {}
     begun = time.time()
     dense = digits_vit()
+    for budget in budgets:
+        check_budget(dense, find_pairs(dense), params=budget)
     rows = []
     bar = progress_bar(None, "cut and fine-tune", progress, total=len(orders) * len(budgets))
     with replacing(folder, KIND, folder=True) as new, bar:

@@ -27,14 +27,15 @@ def write_record(
 ) -> Path:  # the same place
     "Write a record as JSON, whole or not at all"
     replace_json(file, RECORD, record)
-    return Path(file)
+    return Path(file).expanduser()
 
 
 def read_record(
     file: str | os.PathLike,  # a file that a benchmark wrote
 ) -> dict:  # what it holds
     "Read a record; `FileNotFoundError` says how it is made"
-    if not Path(file).exists():
+    file = Path(file).expanduser()
+    if not file.exists():
         raise FileNotFoundError(
             f"no file {file}: run the benchmark that writes it; `spp bench --help` lists them."
         )

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ..core.files import check_output, replacing
 from ..core.formats import save_json
 from ..core.restored import restored
+from ..cutting.budget import check_budget
 from ..cutting.files import save
 from ..cutting.pretrained import save_pretrained
 from ..judging.evaluate import provenance
@@ -27,6 +28,7 @@ from .text import SETS, digest, perplexity, tokenizer_name, tokens, windows
 from .units import batches, repaired_cut
 from .weight_paths import LLMPath, weight_path
 from ..method.search import first_looks, search
+from ..models.pairs import find_pairs
 from ..models.transformers import weight
 
 # %% ../../nbs/llm/07_running.ipynb #02b62fdd
@@ -195,6 +197,7 @@ def _by_units(
 ) -> tuple[nn.Module, dict]:
     "Cut units of `net`: a smaller model, and fields of the record"
     needed = 2 * (steps + first_looks(steps))  # windows: two in a batch, used again if too few
+    check_budget(net, find_pairs(net), uniform, **request.asked)
     data = batches(ids[torch.arange(needed) % len(ids)])
     path = search(net.to(device or "cpu"), data, steps=steps, seed=seed)
     if repair:

@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from ..core.files import check_output, place, replacing
 from ..core.formats import digest, kind_of
-from ..cutting.budget import macs_of, params_of
+from ..cutting.budget import check_budget, macs_of, params_of
 from ..cutting.files import KIND, load, save
 from ..cutting.latency import relative_latency
 from ..judging.caption_files import made_up
@@ -36,7 +36,7 @@ from ..method.path import KIND as PATH
 from ..method.path import SolutionPath
 from ..method.resume import RUN
 from ..method.search import first_looks, search
-from ..models.pairs import adapter_of
+from ..models.pairs import adapter_of, find_pairs
 from .folder import KINDS, alone, read_json, remember, timed, write_json
 from ..training.checkpoint import KIND as TRAINING
 from ..training.family import walk
@@ -479,10 +479,12 @@ def run(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     about = dict(recipe=recipe, data=str(data), name=name, seed=seed, smoke=smoke)
     with alone(out) if rank == 0 else nullcontext():
-        remember(out, {**about, "weights": weights and not smoke, "processes": world, **asdict(r)})
         torch.manual_seed(seed)
         classes = dict(num_classes=10) if name.endswith("cifar10") else {}
         model = _dense(r, weights, smoke, **classes).to(device).eval()
+        for share in r.params:
+            check_budget(model, find_pairs(model), params=share)
+        remember(out, {**about, "weights": weights and not smoke, "processes": world, **asdict(r)})
         where = dict(batch=r.batch // world, name=name, workers=workers)
         loaders = _loaders(r, model, data, out, missing=missing, smoke=smoke, **where)
         model, members, table = _stages(_Run(r, out, *loaders, seed, progress), model)

@@ -434,7 +434,7 @@ def report(
     out: str | os.PathLike = "report.html",  # the page; its numbers go beside it, as .csv
 ) -> Path:  # of the page
     "Write a page about runs and a CSV file of their numbers; `ValueError` without a run."
-    folders, named, out = list(folders), Path(out), place(out)
+    folders, named, out = list(folders), Path(out).expanduser(), place(out)
     if out.suffix != ".html":
         raise ValueError(f"the report is a page: name a file that ends in .html, not {out}")
     numbers = out.with_suffix(".csv")

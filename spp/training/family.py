@@ -330,7 +330,7 @@ def save(
         self.path.save(new / "order.path")
         save_json(new / "family.json", KIND, told)
         (new / "README.md").write_text(self.card(), encoding="utf-8")
-    return Path(folder)
+    return Path(folder).expanduser()
 
 
 @patch(cls_method=True)
