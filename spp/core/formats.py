@@ -129,8 +129,10 @@ def write_tensors(
 ) -> None:
     "Write tensors and header to a safetensors file, as part of an output that `replacing` guards."
     tensors = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
-    text = json.dumps({"kind": kind, "format": FORMAT, **header})
-    save_file(tensors, path, {"spp": text, "sha256": _seal(text, tensors)})
+    told = {"kind": kind, "format": FORMAT, **json.loads(json.dumps(header))}
+    told["sha256"] = _seal(json.dumps(told), tensors)
+    # one entry: of several, safetensors writes now one first and now another
+    save_file(tensors, path, {"spp": json.dumps(told)})
 
 
 def load_tensors(
@@ -148,7 +150,8 @@ def load_tensors(
     tensors, metadata = _safetensors(path, kind)
     header = _parsed(metadata["spp"], f"the header of {path}", kind)
     _check_header(path, kind, header)
-    if _seal(metadata["spp"], tensors) != metadata.get("sha256"):
+    checksum = header.pop("sha256", None)
+    if _seal(json.dumps(header), tensors) != checksum:
         raise ValueError(f"{path} was altered: its checksum does not fit. {AGAIN}")
     return tensors, {k: x for k, x in header.items() if k not in ("kind", "format")}
 

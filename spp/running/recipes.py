@@ -237,7 +237,7 @@ def _name(share: float) -> str:
 
 def _finish(checkpoint: Path) -> None:
     "Remove the checkpoint of a stage that is done, and no other file of that name"
-    if kind_of(checkpoint) in (RUN, TRAINING):
+    if ranks()[0] == 0 and kind_of(checkpoint) in (RUN, TRAINING):
         checkpoint.unlink()
 
 
@@ -256,6 +256,7 @@ def _search(run: _Run, model: nn.Module) -> SolutionPath:
     "Stage 1: the path"
     file, checkpoint = run.out / "order.path", run.out / "search.run"
     if file.exists():
+        _finish(checkpoint)
         return SolutionPath.load(file, model)
     steps = run.recipe.update * len(run.plain)
     path = search(
@@ -277,6 +278,7 @@ def _prune(run: _Run, path: SolutionPath) -> dict[float, nn.Module]:
     r, checkpoint = run.recipe, run.out / "prune.run"
     folders = {share: run.out / "pruned" / _name(share) for share in sorted(r.params, reverse=True)}
     if all(folder.exists() for folder in folders.values()):
+        _finish(checkpoint)
         return {share: load(folder) for share, folder in folders.items()}
     if not r.prune:
         members = {share: path.cut(params=share) for share in folders}
@@ -322,9 +324,10 @@ def _mixup(recipe: Recipe, classes: int) -> Callable | None:
 def _finetune(run: _Run, member: nn.Module, share: float, dense: nn.Module) -> nn.Module:
     "Stage 3: a member, fine-tuned with the dense model as teacher"
     r, folder = run.recipe, run.out / _name(share)
-    if folder.exists():
-        return load(folder, next(dense.parameters()).device)
     checkpoint = run.out / f"{_name(share)}.run"
+    if folder.exists():
+        _finish(checkpoint)
+        return load(folder, next(dense.parameters()).device)
 
     def metrics(model: nn.Module) -> dict[str, float]:
         scores = _scores(run, model)
