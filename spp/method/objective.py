@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['to_device', 'parts', 'stream', 'Answer', 'size', 'call', 'similarity', 'answer', 'mean_token', 'distill',
-           'next_token', 'contrastive', 'labelled', 'ranks', 'over_ranks', 'from_ranks', 'Problem', 'SearchStopped',
-           'fisher']
+           'next_token', 'contrastive', 'labelled', 'ranks', 'agreed', 'over_ranks', 'from_ranks', 'Problem',
+           'SearchStopped', 'fisher']
 
 # %% ../../nbs/method/01_objective.ipynb #fe09625b
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -291,6 +291,17 @@ def ranks() -> tuple[int, int]:  # number of this process, and how many there ar
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+def agreed(
+    x: Any,  # anything that can be pickled
+) -> Any:  # the same in every process
+    "What the first process has in `x`."
+    if ranks()[1] == 1:
+        return x
+    held = [x]
+    dist.broadcast_object_list(held)
+    return held[0]
 
 
 def over_ranks(

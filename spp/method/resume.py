@@ -16,6 +16,8 @@ from torch import distributed as dist
 
 from ..core.files import check_output, place, save_tensors
 from ..core.formats import load_tensors, understood
+from ..core.identity import check_same, set_random_states
+from ..core.identity import random_states as states_by_name
 from .objective import ranks
 from .path import SolutionPath
 from ..models.pairs import Pair
@@ -24,17 +26,21 @@ from ..models.pairs import Pair
 def random_states(
     data: Iterable,  # a DataLoader or any iterable; its `generator` counts if it has one
     states: Tensor | None = None,  # to set the generators to, as returned earlier
-) -> Tensor:  # uint8, shape [2, bytes]: of torch's global generator, and of the loader's own
+) -> Tensor:  # uint8, shape [1, bytes]: of torch, the loader's generator, NumPy and Python
     "States of the random generators that decide what `data` gives."
-    own = getattr(data, "generator", None) or torch.Generator()
+    now = states_by_name(data)
+    now.pop("cuda", None)  # as long as there is one on every machine
     if states is not None:
-        torch.set_rng_state(states[0].clone())  # cloned, as torch reads
-        own.set_state(states[1].clone())  # the wrong bytes from a view
-    return torch.stack([torch.get_rng_state(), own.get_state()])
+        parts = states[0].split([x.nbytes for x in now.values()])
+        # cloned, as torch reads the wrong bytes from a view
+        found = {k: p.clone().view(x.dtype) for (k, x), p in zip(now.items(), parts)}
+        set_random_states(data, found)
+        now = found
+    return torch.cat([x.view(torch.uint8) for x in now.values()])[None]
 
 
 def all_states(
-    states: Tensor,  # of this process, shape [2, bytes]
+    states: Tensor,  # of this process, shape [1, bytes]
     device: torch.device,  # where the processes exchange tensors
 ) -> Tensor:  # on the CPU, shape [2 · processes, bytes]
     "The states of all processes, in the order of their ranks."
@@ -56,7 +62,7 @@ class Run:
 
     fisher: Tensor  # Fisher information of the gates, shape [n]
     state: dict[str, Tensor | float]  # state of the method
-    random: Tensor  # random generators at the start, see `all_states`; shape [2 · processes, bytes]
+    random: Tensor  # random generators at the start, see `all_states`; shape [processes, bytes]
     k: int = 0  # steps taken
     trace: list[Tensor] = field(default_factory=list)  # mean gate of each pair, per step
     history: dict[str, list] = field(default_factory=dict)  # what the method logged, per step
@@ -114,7 +120,7 @@ class Run:
         for name, x in tensors.items():
             if name.startswith("state.") and x.ndim and len(x) != n:
                 raise ValueError(f"{name} has {len(x)} entries, expected {n}")
-        if len(tensors["trace"]) != header["k"] or len(tensors["random"]) % 2:
+        if len(tensors["trace"]) != header["k"] or tensors["random"].ndim != 2:
             raise ValueError("trace or random states do not fit the steps taken")
         for name, expected in dict(info=dict, numbers=dict, history=dict).items():
             if not isinstance(header[name], expected):
@@ -131,13 +137,7 @@ class Run:
         tensors, header = load_tensors(file, RUN)
         with understood(file, RUN):
             cls._check_parts(tensors, header)
-        saved = header["info"]
-        other = [f"{k} {saved.get(k)!r}, here {v!r}" for k, v in info.items() if saved.get(k) != v]
-        if other:
-            raise ValueError(
-                f"{file} is another search: {'; '.join(other)}."
-                " Ask for the same search, or name another file."
-            )
+        check_same(file, "search", header["info"], info)
         state = {
             name.removeprefix("state."): x.to(device)
             for name, x in tensors.items()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import __version__
+from ..core.identity import digest_of, identity, of_data, of_model
 from ..cutting.cut import name_of
 from spp.method.inclusion import (
     Split,
@@ -32,7 +33,7 @@ from spp.method.inclusion import (
     start,
     step,
 )
-from .objective import Problem, SearchStopped, fisher, ranks, stream
+from .objective import Problem, SearchStopped, agreed, fisher, ranks, stream
 from .path import SolutionPath
 from .resume import KEEP_EVERY, Run, all_states, random_states
 from ..models.gates import gated
@@ -275,6 +276,21 @@ def _description(
     )
 
 # %% ../../nbs/method/02_search.ipynb #5d0b9e27
+def _depends(
+    info: dict,
+    model: nn.Module,
+    pairs: list[Pair],
+    functions: tuple,
+    data: Iterable,
+    data_id: str | None,
+) -> tuple[dict, Iterable]:
+    "All that a checkpoint of the search depends on; and the data, whole."
+    loss, read = map(identity, functions)
+    found, data = of_data(data, data_id)
+    own = dict(pairs=digest_of([asdict(p) for p in pairs]), loss=loss, read=read)
+    return info | of_model(model) | own | dict(data=agreed(found)), data
+
+
 def _not_finite(state: dict, log: dict) -> str:
     'What went wrong in a step, in words; "" if nothing did.'
     if not math.isfinite(log["loss"]):
@@ -349,6 +365,7 @@ def search(
     seed: int = 0,  # of what the search itself draws; the loader orders the data
     amp: torch.dtype | str | None = "auto",  # type to run the model in; None: that of its weights
     checkpoint: str | os.PathLike | None = None,  # file of the run; if it is there, resume from it
+    data_id: str | None = None,  # your name for the data; None: a checkpoint knows its first batch
     progress: bool = True,  # show a progress bar
     **settings,  # of the method: see `Clock` and `Plain`
 ) -> SolutionPath:  # attached to `model`
@@ -360,7 +377,8 @@ def search(
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
     if steps == "auto":
-        given = dict(read=read, pairs=pairs, method=method, seed=seed, amp=amp, progress=progress)
+        given = dict(read=read, pairs=pairs, method=method, seed=seed, amp=amp, data_id=data_id)
+        given["progress"] = progress
         return _until_settled(model, data, loss, checkpoint, **given, **settings)
     if not isinstance(steps, int) or steps < 1:
         raise ValueError(f'`steps` must be a positive whole number or "auto", got {steps!r}')
@@ -370,16 +388,19 @@ def search(
     device = next(model.parameters()).device
     amp = _precision(device, amp)
     info = _description(model, pairs, how, steps, seed, method, loss, read, amp)
-    run = Run.resumed(checkpoint, info, device)
+    told = info
+    if checkpoint:
+        told, data = _depends(info, model, pairs, (loss, read), data, data_id)
+    run = Run.resumed(checkpoint, told, device)
 
     rank = ranks()[0]
-    random = random_states(data, None if run is None else run.random[2 * rank :][:2])
+    random = random_states(data, None if run is None else run.random[rank:][:1])
     looks = first_looks(steps)
     batches = stream(data, looks + steps, device)
 
     def keep():
         if checkpoint and rank == 0 and (run.k % KEEP_EVERY == 0 or run.k == steps):
-            run.save(checkpoint, info)
+            run.save(checkpoint, told)
 
     with gated(model, pairs) as gates:
         problem = Problem(model, gates, loss, read, amp)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import pandas as pd
 import torch
@@ -21,11 +22,18 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..core.files import check_output, place, replacing
+from spp.core.identity import (
+    digest_of,
+    identity,
+    of_data,
+    of_model,
+    random_states,
+    set_random_states,
+)
 from ..core.restored import restored
 from ..cutting.cut import name_of
-from ..method.objective import over_ranks, ranks, stream
-from ..models.pairs import fingerprint
-from .checkpoint import KIND, Training, random_states, set_random_states, tensors_of
+from ..method.objective import agreed, over_ranks, ranks, stream
+from .checkpoint import KIND, Training, tensors_of
 from .losses import Lesson
 from .parallel import Sharded, Wide, distributed, no_sync
 
@@ -211,16 +219,31 @@ def _scores(evaluate: Callable | None, model: nn.Module) -> dict:
     return {getattr(evaluate, "__name__", "score").replace("<lambda>", "score"): score}
 
 # %% ../../nbs/training/03_finetune.ipynb #4e4ba0bc
-def _told(model: nn.Module, data: Iterable, teacher: nn.Module | None, settings: Settings) -> dict:
-    "What a checkpoint says of its training; another one is refused."
-    told = dict(
-        model=name_of(model),
-        fingerprint=fingerprint(model),
-        teacher=None if teacher is None else fingerprint(teacher),
-        batches=len(data),
-        processes=ranks()[1],
-    )
-    return told | asdict(settings) | dict(amp=str(settings.amp))
+# trainings that were stopped in this process: model → its weights now, and when it began
+_STOPPED: WeakKeyDictionary[nn.Module, tuple[str, str]] = WeakKeyDictionary()
+
+
+def _told(
+    model: nn.Module,
+    data: Iterable,
+    teacher: nn.Module | None,
+    settings: Settings,
+    data_id: str | None,
+    resumes: bool,
+    **functions: Callable | None,
+) -> dict:
+    "All that a training depends on; the checkpoint of another one is refused."
+    own = of_model(model)
+    now, begun = _STOPPED.get(model, ("", ""))
+    if resumes and own["weights"] == now:  # the same call again, after Ctrl-C or an error
+        own["weights"] = begun
+    wanted = digest_of([p.requires_grad for p in model.parameters()])
+    modes = digest_of([m.training for m in model.modules()]) if model.training else "evaluation"
+    told = dict(model=name_of(model), **own, trained=wanted, modes=modes)
+    told |= dict(teacher=None if teacher is None else of_model(teacher), processes=ranks()[1])
+    told |= {name: identity(f) for name, f in functions.items()}
+    told |= asdict(settings) | dict(amp=str(settings.amp))
+    return told | dict(data=agreed(of_data(data, data_id)[0]))
 
 
 class _Finetuning:
@@ -236,6 +259,7 @@ class _Finetuning:
         shard: bool,
         chunk: int | None,
         checkpoint: str | os.PathLike | None,
+        told: dict,  # what the checkpoint depends on
     ):
         s = settings
         self.model = model
@@ -244,7 +268,6 @@ class _Finetuning:
         self.checkpoint = checkpoint
         self.device = next(model.parameters()).device
         self.pace = _Pace(len(data), s.epochs, s.accumulate, s.warmup)
-        told = _told(model, data, teacher, settings)
         self.divided = Sharded(model) if shard else None
         self.learner = self.divided.net if shard else model  # whose parameters are trained
         groups = _groups(self.learner, s.weight_decay, s.layer_decay)
@@ -441,6 +464,11 @@ def _run(
             bar.set_postfix(loss=f"{self._end_epoch(evaluate, log):.3g}")
         if self.state.ema:
             self.model.load_state_dict(self.state.ema.module.state_dict())
+    except BaseException:
+        if self.checkpoint:
+            weights = of_model(self.model)["weights"]
+            _STOPPED[self.model] = (weights, self.state.info["weights"])
+        raise
     finally:
         bar.close()
         self.lesson.end()
@@ -470,6 +498,7 @@ def finetune(
     evaluate: Callable[[nn.Module], float | dict] | None = None,  # called after each epoch
     log: str | os.PathLike | None = None,  # a file for metrics, a line of JSON per epoch
     checkpoint: str | os.PathLike | None = None,  # a file; if it exists, resume from it
+    data_id: str | None = None,  # your name for the data; None: a checkpoint knows its first batch
     every: int = 200,  # batches between two checkpoints, at least; one more ends each epoch
     before: Callable[[int, int], None] | None = None,  # called with (batch, batches in all)
     progress: bool = True,  # show a bar
@@ -502,7 +531,11 @@ def finetune(
     )
     _check(settings, data, teacher, shard, chunk)
     checkpoint, log = _outputs(checkpoint, log)
+    told = {}
+    if checkpoint:
+        functions = dict(loss=loss, mixup=mixup, before=before)
+        told = _told(model, data, teacher, settings, data_id, checkpoint.exists(), **functions)
     with restored(model, teacher):
-        run = _Finetuning(model, data, teacher, loss, settings, shard, chunk, checkpoint)
+        run = _Finetuning(model, data, teacher, loss, settings, shard, chunk, checkpoint, told)
         run._run(mixup, before, evaluate, log, every, progress)
     return pd.DataFrame(run.state.rows)
