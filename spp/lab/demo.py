@@ -27,6 +27,7 @@ from .records import COLOURS, progress_bar, read_record, write_record
 from ..method.path import SolutionPath
 from ..method.search import search
 from ..models.pairs import find_pairs
+from ..training.family import folder_of, share_text
 from ..training.finetune import finetune
 
 # %% ../../nbs/lab/01_demo.ipynb #b14c2248
@@ -86,7 +87,7 @@ def show(
         return f"{100 * x:.1f} %"
 
     columns = {
-        "asked": table.asked.map("{:.2f}".format),
+        "asked": table.asked.map(share_text),
         "got": table.got.map("{:.3f}".format),
         "params": table.params.map("{:,}".format),
         "MACs": (table.macs / 1e6).map("{:.2f} M".format),
@@ -150,7 +151,7 @@ def plot_widths(
             color = "white" if shares[i][j] > 0.55 else "black"
             text = _label(m.spp.widths[layer])
             ax.text(j, i, text, ha="center", va="center", fontsize=8, color=color)
-    ax.set_xticks(range(len(models)), [f"{m.spp.asked['params']:.2f}" for m in models])
+    ax.set_xticks(range(len(models)), [share_text(m.spp.asked["params"]) for m in models])
     ax.set_yticks(range(len(layers)), [name.replace("blocks.", "block ") for name in layers])
     ax.set(xlabel="asked share of the parameters", title="heads × dimensions, or hidden units")
     return ax
@@ -204,7 +205,7 @@ def _save_members(
     "The path, and a folder for each member"
     path.save(folder / "digits.path")
     for budget, member in zip(budgets, models):
-        save(member, folder / f"params_{budget:.2f}")
+        save(member, folder / folder_of(budget))
 
 
 def _save_pictures(folder: Path, table: pd.DataFrame, models: list[nn.Module]) -> None:

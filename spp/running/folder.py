@@ -19,6 +19,7 @@ import pandas as pd
 
 from ..core.files import replace_json
 from ..core.formats import load_json, understood
+from ..core.identity import check_same
 from ..method.objective import ranks
 
 # %% ../../nbs/running/04_folder.ipynb #57a96daf
@@ -76,22 +77,18 @@ def alone(
 # %% ../../nbs/running/04_folder.ipynb #1daa4393
 def remember(
     out: Path,  # folder of the run
-    settings: dict[str, Any],  # everything that the result depends on
+    settings: dict[str, Any],  # everything that the result depends on, or some of it
+    begin: bool = True,  # write the file if there is none? Else only compare
 ) -> None:
-    "Write `settings` to `run.json`; `ValueError` if it holds others."
+    "Write `settings` to `run.json`; `ValueError` if it holds others, which says what differs."
     file = out / "run.json"
     settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     if not file.exists():
-        if ranks()[0] == 0:
+        if begin and ranks()[0] == 0:
             write_json(file, settings)
         return
-    before = read_json(file)
-    other = [f"{k} {before.get(k)!r}, now {v!r}" for k, v in settings.items() if before.get(k) != v]
-    if other:
-        raise ValueError(
-            f"{out} holds another run: {'; '.join(other[:4])}."
-            " Name another folder, or ask for the same run."
-        )
+    before = {k: v for k, v in read_json(file).items() if k in settings}
+    check_same(out, "run", before, settings)
 
 # %% ../../nbs/running/04_folder.ipynb #75a63c46
 @contextmanager

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from ..core.files import check_output, place, replacing
 from ..core.formats import digest, kind_of
+from ..core.identity import of_data, of_model
 from ..cutting.budget import check_budget, macs_of, params_of
 from ..cutting.files import KIND, load, save
 from ..cutting.latency import relative_latency
@@ -31,7 +32,7 @@ from ..judging.caption_loader import captions
 from ..judging.data import images
 from ..judging.evaluate import accuracy, evaluate, provenance
 from ..method.balance import balance
-from ..method.objective import contrastive, ranks
+from ..method.objective import agreed, contrastive, ranks
 from ..method.path import KIND as PATH
 from ..method.path import SolutionPath
 from ..method.resume import RUN
@@ -39,7 +40,7 @@ from ..method.search import first_looks, search
 from ..models.pairs import adapter_of, find_pairs
 from .folder import KINDS, alone, read_json, remember, timed, write_json
 from ..training.checkpoint import KIND as TRAINING
-from ..training.family import walk
+from ..training.family import folder_of, share_text, walk
 from ..training.finetune import finetune
 
 # %% ../../nbs/running/00_recipes.ipynb #11ffa757
@@ -230,11 +231,6 @@ class _Run:
         return partial(F.cross_entropy, label_smoothing=self.recipe.smoothing)
 
 
-def _name(share: float) -> str:
-    "Folder of the member with `share` of the parameters"
-    return f"params_{share:.2f}"
-
-
 def _finish(checkpoint: Path) -> None:
     "Remove the checkpoint of a stage that is done, and no other file of that name"
     if ranks()[0] == 0 and kind_of(checkpoint) in (RUN, TRAINING):
@@ -276,7 +272,9 @@ def _search(run: _Run, model: nn.Module) -> SolutionPath:
 def _prune(run: _Run, path: SolutionPath) -> dict[float, nn.Module]:
     "Stage 2: members by share of the parameters, from large to small"
     r, checkpoint = run.recipe, run.out / "prune.run"
-    folders = {share: run.out / "pruned" / _name(share) for share in sorted(r.params, reverse=True)}
+    folders = {
+        share: run.out / "pruned" / folder_of(share) for share in sorted(r.params, reverse=True)
+    }
     if all(folder.exists() for folder in folders.values()):
         _finish(checkpoint)
         return {share: load(folder) for share, folder in folders.items()}
@@ -323,8 +321,8 @@ def _mixup(recipe: Recipe, classes: int) -> Callable | None:
 
 def _finetune(run: _Run, member: nn.Module, share: float, dense: nn.Module) -> nn.Module:
     "Stage 3: a member, fine-tuned with the dense model as teacher"
-    r, folder = run.recipe, run.out / _name(share)
-    checkpoint = run.out / f"{_name(share)}.run"
+    r, folder = run.recipe, run.out / folder_of(share)
+    checkpoint = run.out / f"{folder_of(share)}.run"
     if folder.exists():
         _finish(checkpoint)
         return load(folder, next(dense.parameters()).device)
@@ -347,7 +345,7 @@ def _finetune(run: _Run, member: nn.Module, share: float, dense: nn.Module) -> n
             ema=r.ema,
             clip=r.clip,
             chunk=r.chunk,
-            log=run.out / f"{_name(share)}.jsonl",
+            log=run.out / f"{folder_of(share)}.jsonl",
             checkpoint=checkpoint,
             evaluate=metrics,
             progress=run.progress,
@@ -365,11 +363,18 @@ def _row(run: _Run, asked: float, model: nn.Module, dense: nn.Module) -> dict:
 
 
 def _latency(members: dict[float, nn.Module], dense: nn.Module, out: Path) -> None:
-    "Write the forward time of each member relative to the dense model's, once"
+    """Write the forward time of each member relative to the dense model's, once.
+
+    Times of other members, or of another machine, are measured anew.
+    """
     file = out / "latency.json"
-    if file.exists():
+    device = next(dense.parameters()).device
+    made = provenance(0, 0, {}, device)
+    of = {name: made[name] for name in ("versions", "device", "threads")}
+    of["members"] = {share_text(s): of_model(m)["weights"] for s, m in members.items()}
+    if read_json(file).get("of") == of:
         return
-    batch = 4 if next(dense.parameters()).device.type == "cpu" else 64
+    batch = 4 if device.type == "cpu" else 64
 
     def repeated(x: Tensor) -> Tensor:
         return x.expand(batch, *x.shape[1:]).contiguous()
@@ -377,8 +382,8 @@ def _latency(members: dict[float, nn.Module], dense: nn.Module, out: Path) -> No
     x = adapter_of(dense).example(dense)
     x = {k: repeated(v) for k, v in x.items()} if isinstance(x, dict) else repeated(x)
     times = relative_latency(list(members.values()), dense, x)
-    relative = {f"{share:.2f}": round(t, 4) for share, t in zip(members, times)}
-    write_json(file, dict(batch=batch, relative={"1.00": 1.0} | relative))
+    relative = {share_text(share): round(t, 4) for share, t in zip(members, times)}
+    write_json(file, dict(of=of, batch=batch, relative={"1.00": 1.0} | relative))
 
 
 def _stages(
@@ -428,14 +433,21 @@ def _check_outputs(out: Path, recipe: Recipe) -> None:
     for name in ("run.json", "times.json", "latency.json", "results.json"):
         check_output(out / name, KINDS[name])
     check_output(out / "results.csv", "a table of results", ours=_csv_is_ours(out))
-    folders = [out / _name(share) for share in recipe.params]
-    folders += [out / "pruned" / _name(share) for share in recipe.params]
+    folders = [out / folder_of(share) for share in recipe.params]
+    folders += [out / "pruned" / folder_of(share) for share in recipe.params]
     for folder in [*folders, out / "balanced"]:
         if kind_of(folder / "spp.json") != KIND:  # a model that is there is read, not written
             check_output(folder, KIND, folder=True)
     for share in recipe.params:
-        check_output(out / f"{_name(share)}.run", TRAINING)
+        check_output(out / f"{folder_of(share)}.run", TRAINING)
     check_output(out / "prune.run", TRAINING)
+
+
+def _found(model: nn.Module, plain: Iterable, train: Iterable, test: Iterable) -> dict:
+    "What a run depends on besides its settings: the dense model and the data, as they are"
+    data = {"training": plain, "held out": test}
+    seen = {name: of_data(batches)[0] for name, batches in data.items()}
+    return dict(dense=of_model(model), batches=agreed(seen))
 
 
 def _write_results(out: Path, table: pd.DataFrame, recipe: str, circumstances: dict) -> None:
@@ -482,14 +494,16 @@ def run(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     about = dict(recipe=recipe, data=str(data), name=name, seed=seed, smoke=smoke)
     with alone(out) if rank == 0 else nullcontext():
+        about |= dict(pretrained=weights and not smoke, processes=world, **asdict(r))
+        remember(out, about, begin=False)
         torch.manual_seed(seed)
         classes = dict(num_classes=10) if name.endswith("cifar10") else {}
         model = _dense(r, weights, smoke, **classes).to(device).eval()
         for share in r.params:
             check_budget(model, find_pairs(model), params=share)
-        remember(out, {**about, "weights": weights and not smoke, "processes": world, **asdict(r)})
         where = dict(batch=r.batch // world, name=name, workers=workers)
         loaders = _loaders(r, model, data, out, missing=missing, smoke=smoke, **where)
+        remember(out, {**about, **_found(model, *loaders)})
         model, members, table = _stages(_Run(r, out, *loaders, seed, progress), model)
         if rank == 0:
             _latency(members, model, out)

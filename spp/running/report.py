@@ -23,6 +23,7 @@ from ..core.formats import digest, understood
 from ..cutting.files import header_of
 from ..method.path import SolutionPath, _colour
 from .folder import read_json
+from ..training.family import folder_of, share_text
 
 # %% ../../nbs/running/02_report.ipynb #0dd88a0e
 @dataclass
@@ -77,7 +78,7 @@ def _unfinished_rows(members: dict[float, dict], epochs: dict[str, pd.DataFrame]
     rows = []
     for asked, header in members.items():
         kept, dense = header["cut"]["params"][:2]
-        log = epochs.get(f"params_{asked:.2f}", pd.DataFrame())
+        log = epochs.get(folder_of(asked), pd.DataFrame())
         score = log["accuracy"].iloc[-1] if "accuracy" in log else None
         rows.append(dict(asked=asked, params=kept, share=kept / dense, score=score))
     return rows
@@ -103,7 +104,7 @@ def _read_run(folder: Path) -> Ran:
     rows = results.get("rows") or _unfinished_rows(members, epochs)
     rows = pd.DataFrame(rows, columns=None if rows else ["asked", "params", "share", "score"])
     rows.insert(0, "order", "spp")
-    rows["latency"] = [relative.get(f"{asked:.2f}") for asked in rows.asked]
+    rows["latency"] = [relative.get(share_text(asked)) for asked in rows.asked]
     cost = dict(
         steps=path and path.info.get("steps"),
         passes=told["update"],
@@ -343,7 +344,7 @@ def _widths(widths: dict[float, dict]) -> str:
         most = max(max(map(_size, of_members)), 1)
         cells = "".join(_width_cell(width, most) for width in of_members)
         rows.append(f"<tr><td>{escape(layer)}</td>{cells}</tr>")
-    head = "".join(f"<th>{share:.2f}</th>" for share in widths)
+    head = "".join(f"<th>{share_text(share)}</th>" for share in widths)
     return f'<div class="wide"><table><tr><th>layer</th>{head}</tr>{"".join(rows)}</table></div>'
 
 # %% ../../nbs/running/02_report.ipynb #9fa816a7

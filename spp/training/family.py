@@ -24,6 +24,7 @@ from ..core.formats import digest, inside, load_json, save_json, understood
 from ..core.identity import check_same, digest_of, identity, of_data, of_model
 from ..cutting.budget import cost_of
 from ..cutting.cut import cut as cut_model
+from ..cutting.files import KIND as MODEL
 from ..cutting.files import load as load_model
 from ..cutting.files import save as save_model
 from ..method.objective import agreed, ranks
@@ -94,7 +95,7 @@ class _Kept:
     "The folder in which members are kept as they leave, and the list of them."
 
     def __init__(self, folder: str | os.PathLike, told: dict):
-        self.folder = Path(folder)
+        self.folder = place(folder)
         self.file = self.folder / "walk.json"
         self.told = told
         self.done = {}  # name of a member's folder → digest of its weights
@@ -104,7 +105,22 @@ class _Kept:
         return self.folder / folder_of(budget)
 
     def members(self, budgets: list[float]) -> dict[float, nn.Module]:
-        "The members that are there; `ValueError` if they are those of another walk."
+        """The members that are there; `ValueError` if they are those of another walk.
+
+        An error also where one could not be saved later.
+        """
+        for name in (self.file, *map(self.place, budgets)):
+            recover(name)
+        found = self._found(budgets)
+        check_output(self.file, _WALK)
+        for budget in budgets:
+            if budget not in found:
+                check_output(self.place(budget), MODEL, folder=True)
+        if ranks()[0] == 0:
+            self._write()
+        return found
+
+    def _found(self, budgets: list[float]) -> dict[float, nn.Module]:
         if not self.file.exists():
             there = [self.place(b) for b in budgets if self.place(b).exists()]
             if there:
@@ -134,6 +150,9 @@ class _Kept:
         "Save a member; it counts once it is in the list."
         place = save_model(member, self.place(budget))
         self.done[place.name] = digest(place / "model.safetensors")
+        self._write()
+
+    def _write(self) -> None:
         replace_json(self.file, _WALK, dict(walk=self.told, members=self.done))
 
 # %% ../../nbs/training/05_family.ipynb #76e611d6
