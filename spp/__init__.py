@@ -9,6 +9,7 @@ from spp.cutting.pretrained import save_pretrained
 from spp.method.balance import balance
 from spp.method.objective import SearchStopped
 from spp.method.path import SolutionPath
+from spp.method.repair import repair
 from spp.method.search import search
 from spp.models.gates import gated
 from spp.models.pairs import Pair, find_pairs, mlp_pair
@@ -29,6 +30,7 @@ __all__ = [
     "joint",
     "load",
     "mlp_pair",
+    "repair",
     "save",
     "save_pretrained",
     "search",

@@ -7,7 +7,7 @@ __all__ = ['KIND', 'entry_score', 'SolutionPath']
 
 # %% ../../nbs/method/03_path.ipynb #71a8e158
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from ..cutting.cut import cut as cut_model
 from ..cutting.cut import name_of
 from ..cutting.latency import measure as measure_latency
 from ..cutting.latency import relative_latency
+from .repair import repair as repair_model
 from ..models.pairs import Pair, adapter_of, find_pairs, fingerprint, split_units
 
 # %% ../../nbs/method/03_path.ipynb #513aeaf6
@@ -360,18 +361,27 @@ def cut(
     self: SolutionPath,
     align: int = 8,  # as in `mask`
     uniform: bool = False,  # as in `mask`
+    *,
+    repair: Iterable | None = None,  # batches to repair on, labels are not needed; None: no repair
+    repair_options: dict[str, Any] | None = None,  # arguments of `spp.repair`, e.g. dict(read=…)
     **budget: float | dict[str, float],  # as in `mask`
 ) -> nn.Module:  # dense, of the original class; its report is in `.spp`
-    "A smaller model within the budget; raises `ValueError` as `mask` does."
+    """A smaller model within the budget, repaired if there is data to repair on.
+
+    Raises `ValueError` as `mask` does, and what `spp.repair` raises.
+    """
     mask = self.mask(align, uniform, **budget)
-    small = cut_model(self.model, self.pairs, mask)
+    if repair is None:
+        small = cut_model(self.model, self.pairs, mask)
+    else:
+        small = repair_model(self.model, self.pairs, mask, repair, **(repair_options or {}))
     got = {**cost_of(mask, self.pairs, self.costs), "params": params_of(small)}
     small.spp.asked = dict(budget)
     small.spp.got = {k: got[k] / self.costs.dense[k] for k in got}
     if "latency" in budget:
         small.spp.got["latency, measured"] = relative_latency([small], self.model, self.batch)[0]
     known = ("method", "steps", "seed", "settings")
-    small.spp.path = {k: self.info[k] for k in known if k in self.info}
+    small.spp.path |= {k: self.info[k] for k in known if k in self.info}
     return small
 
 # %% ../../nbs/method/03_path.ipynb #9dfaab81

@@ -118,7 +118,7 @@ class Additions(TorchFunctionMode):
 def is_scaled_copy(
     s: Tensor,  # computed from `y`
     y: Tensor,  # a variable that asks for gradients
-) -> bool:
+) -> bool:  # False also where that cannot be told
     "Is s = r + Ly, where L scales the numbers of y and puts each in at most one place?"
     cotangent = torch.ones_like(s).requires_grad_()
     try:

@@ -1,0 +1,241 @@
+"Repaired cuts: nothing where nothing was removed, exact where it can be, better everywhere"
+
+import copy
+
+import pytest
+import torch
+from families import FAMILIES, out, randomised, small_vit, to
+from processes import together
+
+from spp import cut, find_pairs, load, repair, save, search
+from spp.method import side_by_side
+from spp.method.objective import ranks
+
+
+def like(x, seed):
+    "Random inputs of the shape of `x`: other images, other texts with the same padding"
+    g = torch.Generator().manual_seed(seed)
+    if isinstance(x, torch.Tensor):
+        return torch.randn(x.shape, generator=g, dtype=x.dtype)
+
+    def other(name, v):
+        if not isinstance(v, torch.Tensor) or "mask" in name:
+            return v
+        if v.is_floating_point():
+            return torch.randn(v.shape, generator=g, dtype=v.dtype)
+        return torch.where(v > 0, torch.randint(2, 60, v.shape, generator=g), v)
+
+    return {name: other(name, v) for name, v in x.items()}
+
+
+def wide(name, batches=16):
+    "A family in float64, and batches for it"
+    model, x = FAMILIES[name]()
+    x = to(x, torch.float64)
+    return randomised(model).double(), [like(x, seed) for seed in range(batches)]
+
+
+def random_mask(pairs, share=0.6):
+    n = sum(p.n for p in pairs)
+    return torch.rand(n, generator=torch.Generator().manual_seed(0)) < share
+
+
+@torch.no_grad()
+def distance(small, model, data):
+    "Mean squared distance of the outputs, of the size of the dense ones"
+    pairs = [(out(small, x), out(model, x)) for x in data]
+    apart = sum((a - b).square().sum() for a, b in pairs)
+    return (apart / sum(b.square().sum() for _, b in pairs)).item()
+
+
+def check_family(name, tmp_path):
+    "Nothing removed, nothing changed; better on its own data; saved and loaded; the model unharmed"
+    model, data = wide(name)
+    pairs = find_pairs(model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m))
+             for m in model.modules()]  # fmt: skip
+    everything = repair(model, pairs, torch.ones(sum(p.n for p in pairs)), data[:4], progress=False)
+    assert distance(everything, model, data[:4]) <= 1e-18
+    mask = random_mask(pairs)
+    small = repair(model, pairs, mask, data, progress=False)
+    assert distance(small, model, data) <= distance(cut(model, pairs, mask), model, data)
+    assert (
+        small.spp.fingerprint
+        == everything.spp.fingerprint
+        == cut(model, pairs, mask).spp.fingerprint
+    )
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert hooks == [(len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m))
+                     for m in model.modules()]  # fmt: skip
+    save(small, tmp_path / "small")
+    again = load(tmp_path / "small")
+    assert torch.equal(out(again, data[0]), out(small, data[0]))
+    assert 4 <= again.spp.path["repair"]["batches"] <= 16
+
+
+FEW = ("swin", "hf_bert", "hf_gpt2", "open_clip_mha")  # windows; norms behind; Conv1D; two towers
+
+
+@pytest.mark.filterwarnings("ignore:few tokens")
+@pytest.mark.parametrize("name", FEW)
+def test_families(name, tmp_path):
+    check_family(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:few tokens")
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in FEW])
+def test_all_families(name, tmp_path):
+    check_family(name, tmp_path)
+
+
+def copy_unit(model, pair):
+    "Make unit 1 of an MLP do what unit 0 does"
+    site = model.get_submodule(pair.site)
+    first = next(m for name, m in site.named_modules() if name == pair.first)
+    weight = first.weight.T if type(first).__name__ == "Conv1D" else first.weight
+    with torch.no_grad():
+        weight[1], first.bias[1] = weight[0], first.bias[0]
+
+
+@pytest.mark.filterwarnings("ignore:few tokens")
+@pytest.mark.parametrize("name", ["deit_tiny", "hf_bert", "hf_gpt2", "open_clip_mha"])
+def test_a_unit_too_many(name):
+    "Of two equal units one is removed: the function is restored"
+    model, data = wide(name)
+    pairs = find_pairs(model)
+    at = [i for i, p in enumerate(pairs) if p.kind == "mlp"][-1]
+    copy_unit(model, pairs[at])
+    mask = torch.ones(sum(p.n for p in pairs))
+    mask[sum(p.n for p in pairs[:at]) + 1] = 0
+    lost = distance(cut(model, pairs, mask), model, data)
+    left = distance(repair(model, pairs, mask, data, progress=False), model, data)
+    assert lost > 1e-12
+    assert left <= 1e-10 * lost
+
+
+@pytest.mark.filterwarnings("ignore:few tokens")
+@pytest.mark.parametrize("name", ["swin", "open_clip_mha"])
+def test_skipped_blocks_change_nothing(name, monkeypatch):
+    "Blocks that are done are skipped; run from the start each time, the bits are the same"
+    model, data = wide(name, 4)
+    pairs = find_pairs(model)
+    mask = random_mask(pairs)
+    fast = repair(model, pairs, mask, data, progress=False)
+    monkeypatch.setattr(side_by_side, "_reads_the_same", lambda *_: False)
+    slow = repair(model, pairs, mask, data, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(fast.parameters(), slow.parameters()))
+
+
+@pytest.mark.parametrize(
+    "name, additions",
+    [("deit_tiny", 1), ("vit_registers_avg", 1), ("hf_bert", 1), ("hf_llama", 1), ("swinv2", 0)],
+)
+def test_the_stream_is_found(name, additions):
+    "Norm before and behind, a layer scale, RMSNorm; not where a norm stands before the sum"
+    model, data = wide(name, 1)
+    pairs = find_pairs(model)
+    nets = side_by_side.SideBySide(model, pairs, torch.ones(sum(p.n for p in pairs)), data)
+    with side_by_side.side_by_side(nets):
+        for reader in nets.readers:
+            assert side_by_side.find_stream(nets, reader)
+            assert reader.additions == additions
+
+
+def test_padding_is_left_out():
+    "What stands at padded places changes nothing"
+    model, data = wide("hf_bert", 8)
+    pairs = find_pairs(model)
+    other = [
+        x | {"input_ids": torch.where(x["attention_mask"] > 0, x["input_ids"], 3)} for x in data
+    ]
+    a, b = (
+        repair(model, pairs, random_mask(pairs), some, batches=8, progress=False)
+        for some in (data, other)
+    )
+    for p, q in zip(a.parameters(), b.parameters()):
+        assert torch.allclose(p, q, rtol=0, atol=1e-9)
+
+
+def test_of_a_path(small):
+    "`path.cut` with data, and its report"
+    model, data = small
+    path = search(model, data, steps=20, progress=False)
+    plain = path.cut(params=0.7)
+    repaired = path.cut(params=0.7, repair=data, repair_options=dict(batches=3, progress=False))
+    inputs = [x for x, _ in data]
+    assert distance(repaired, model, inputs) < distance(plain, model, inputs)
+    assert repaired.spp.widths == plain.spp.widths
+    assert repaired.spp.got == plain.spp.got
+    layers = repaired.spp.path["repair"]["layers"]
+    assert set(layers) == {p.gate for p in path.pairs if p.kind != "qk"}
+    assert repaired.spp.path["steps"] == 20
+
+
+def test_few_tokens_are_said(small):
+    model, data = small
+    pairs = find_pairs(model)
+    mask = torch.ones(sum(p.n for p in pairs))
+    with pytest.warns(UserWarning, match=r"few tokens to repair on: \d+ for the \d+ inputs of"):
+        repair(model, pairs, mask, [data[0][0][:2]], progress=False)
+
+
+def test_errors_leave_the_model_as_it_was(small):
+    "No data; data that breaks in the middle; another mask"
+    model, data = small
+    pairs = find_pairs(model)
+    mask = torch.ones(sum(p.n for p in pairs))
+    state = copy.deepcopy(model.state_dict())
+    model.train()
+    with pytest.raises(ValueError, match="no batches"):
+        repair(model, pairs, mask, [], progress=False)
+    bad = [data[0][0], data[1][0], data[2][0][:, :1], data[0][0]]
+    with pytest.raises(RuntimeError):
+        repair(model, pairs, mask, bad, batches=4, progress=False)
+    with pytest.raises(ValueError, match="units"):
+        repair(model, pairs, mask[1:], data, progress=False)
+    assert model.training
+    assert not any(m._forward_hooks or "forward" in vars(m) for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_half_precision(small):
+    "Under autocast, and of a model in bfloat16"
+    model, data = small
+    pairs = find_pairs(model)
+    mask = random_mask(pairs)
+    inputs = [x for x, _ in data]
+    plain = distance(cut(model, pairs, mask), model, inputs)
+    amp = repair(model, pairs, mask, inputs, batches=3, amp=torch.bfloat16, progress=False)
+    assert distance(amp, model, inputs) < plain
+    narrow = [x.bfloat16() for x in inputs]
+    model = model.bfloat16()
+    small = repair(model, pairs, mask, narrow, batches=3, progress=False)
+    assert next(small.parameters()).dtype == torch.bfloat16
+    assert distance(small, model, narrow) < plain
+
+
+def repair_part(folder):
+    "Repair the small ViT on this process's share of the batches, and save it"
+    rank, world = ranks()
+    model, batches = small_vit()
+    model = model.double()
+    x = torch.cat([x for x, _ in batches]).double()
+    mine = x.tensor_split(8)[rank::world]
+    pairs = find_pairs(model)
+    small = repair(model, pairs, random_mask(pairs), mine, batches=len(mine), progress=False)
+    save(small, f"{folder}/{world}{rank}")
+
+
+@pytest.mark.slow
+def test_several_processes(tmp_path):
+    "Two processes on half of the batches each get the same bits, and what one gets on all"
+    repair_part(tmp_path)
+    together(repair_part, tmp_path)
+    one, a, b = (load(tmp_path / x) for x in ("10", "20", "21"))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
+    assert all(
+        torch.allclose(x, y, rtol=0, atol=1e-9) for x, y in zip(one.parameters(), a.parameters())
+    )
