@@ -7,6 +7,7 @@ last bit where they hold no times, and no box may be left. `SPP_KILLS=40` kills 
 
 import os
 import random
+import shutil
 import signal
 import time
 from functools import partial
@@ -127,6 +128,15 @@ def places(tmp_path):
     return tmp_path / "whole", tmp_path / "killed"
 
 
+def check(killed: Path, whole: Path) -> None:
+    "The files are those of the undisturbed run, and the next start leaves no box"
+    for folder in (killed, *filter(Path.is_dir, killed.rglob("*"))):
+        for file in list(folder.iterdir()):
+            recover(file)
+    assert not list(killed.rglob(".spp-*")) and not list(killed.rglob("*.kept"))
+    assert held(killed) == held(whole)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
 def test_killed_at_random(places, task):
@@ -135,16 +145,19 @@ def test_killed_at_random(places, task):
     child_of(partial(task, whole), None)
     seconds = time.time() - since
     chance = random.Random(task.__name__)
-    kills = tries = 0
-    while kills < KILLS and tries < 4 * KILLS:
-        kills += child_of(partial(task, killed), chance.uniform(0, seconds))
-        tries += 1
+    kills = ends = 0
+    while kills < KILLS:
+        if child_of(partial(task, killed), chance.uniform(0, seconds)):
+            kills += 1
+            continue
+        check(killed, whole)
+        ends += 1
+        shutil.rmtree(killed)
+        killed.mkdir()
     child_of(partial(task, killed), None)
-    for folder in (killed, *filter(Path.is_dir, killed.rglob("*"))):
-        for file in list(folder.iterdir()):
-            recover(file)
-    assert not list(killed.rglob(".spp-*")) and not list(killed.rglob("*.kept"))
-    assert held(killed) == held(whole)
+    check(killed, whole)
     if task is saved:
         assert values(spp.load(killed / "model")) == values(parts()["small"])
-    print(f"{task.__name__}: {kills} kills in {tries} tries, {seconds:.1f} s undisturbed")
+    print(
+        f"{task.__name__}: {kills} kills, {ends + 1} times to the end, {seconds:.1f} s undisturbed"
+    )
