@@ -8,11 +8,17 @@ import random
 import shutil
 
 import pytest
+from families import small_vit
 from outputs import OUTPUTS, parts
 from test_core_files import run_child
 
 from spp.core import files
 from spp.core.files import LISTING, recover
+from spp.lab.demo import demo
+from spp.llm.running import run_llm
+from spp.running.recipes import RECIPES, Recipe, run
+from spp.running.report import report
+from spp.training.finetune import finetune
 
 WHOLE = [name for name, output in OUTPUTS.items() if output.replaced]
 FOLDERS = ["model", "bytes", "stock", "family"]
@@ -165,3 +171,105 @@ def test_umask_links_and_home(tmp_path, monkeypatch, name):
     modes = {x.is_dir(): oct(x.stat().st_mode & 0o777) for x in held}
     assert modes.get(False, "0o640") == "0o640" and modes.get(True, "0o750") == "0o750"
     assert OUTPUTS[name].read("~/link") == OUTPUTS[name].read(tmp_path / "real")
+
+
+# --- commands that take long -------------------------------------------------------------------
+
+
+def refuses_at_once(command, place, name):
+    "The command ends before it has begun, and the user's file is as it was"
+    mine = place / name
+    mine.parent.mkdir(parents=True, exist_ok=True)
+    mine.write_text("mine")
+    with pytest.raises(FileExistsError, match=mine.parts[len(place.parts)]):
+        command(place)
+    assert mine.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["a.json", "model.safetensors", "notes.txt", "params_0.50/a.txt"])
+def test_demo_and_llm_refuse_a_folder_with_a_users_file(tmp_path, monkeypatch, name):
+    "Before a model is loaded"
+    monkeypatch.setattr("spp.lab.demo.digits_vit", lambda: pytest.fail("work has begun"))
+    monkeypatch.setattr("spp.llm.running._loaded", lambda *a: pytest.fail("work has begun"))
+    refuses_at_once(lambda out: demo(out, progress=False), tmp_path / "demo", name)
+    given = dict(calibration="pep8", sparsity=0.5)
+    refuses_at_once(lambda out: run_llm("gpt2", out, **given), tmp_path / "llm", name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "order.path",
+        "search.run",
+        "run.json",
+        "times.json",
+        "latency.json",
+        "results.json",
+        "results.csv",
+        "params_0.50/notes.txt",
+        "params_0.75.run",
+        "pruned/params_0.75/notes.txt",
+        "prune.run",
+        "balanced/notes.txt",
+    ],
+)
+def test_a_run_refuses_where_a_users_file_is_in_the_way(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("spp.running.recipes._dense", lambda *a: pytest.fail("work has begun"))
+    refuses_at_once(lambda out: run("deit_tiny", out=out, smoke=True), tmp_path, name)
+
+
+def test_a_run_leaves_a_users_other_files(tmp_path):
+    "Whatever else lies in its folder stays, and so does a table that somebody edited"
+    RECIPES["tiny"] = Recipe("test_vit", 1, 1, 1, 4, 1e-3)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / ".lock").write_text("a lock of mine")
+    try:
+        with pytest.raises(FileExistsError, match="is not the lock of a run"):
+            run("tiny", out=tmp_path, smoke=True, progress=False)
+        assert (tmp_path / ".lock").read_text() == "a lock of mine"
+        (tmp_path / ".lock").unlink()
+        run("tiny", out=tmp_path, smoke=True, progress=False)
+        run("tiny", out=tmp_path, smoke=True, progress=False)
+        (tmp_path / "results.csv").write_text("my,own,table\n")
+        with pytest.raises(FileExistsError, match="results.csv exists and is not a table"):
+            run("tiny", out=tmp_path, smoke=True, progress=False)
+    finally:
+        del RECIPES["tiny"]
+    assert (tmp_path / "results.csv").read_text() == "my,own,table\n"
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_budget_that_cannot_be_met_is_told_before_a_run(tmp_path, monkeypatch):
+    "Nothing is searched, and the folder can be used for another run"
+    monkeypatch.setattr("spp.running.recipes._search", lambda *a: pytest.fail("work has begun"))
+    for share in (1.5, 0.0001, 0):
+        with pytest.raises(ValueError, match="params"):
+            run("deit_tiny", out=tmp_path, smoke=True, params=(share,), progress=False)
+    assert not (tmp_path / "run.json").exists()
+
+
+def test_a_log_and_a_report_replace_only_their_own(tmp_path):
+    "A log is known by its lines; a page and its numbers by a checksum at the end of the page"
+    model, batches = small_vit()
+    given = dict(epochs=1, progress=False)
+    log = tmp_path / "log.jsonl"
+    for text in ("my notes", '{"epoch": 1}\nand a note', '{"epoch": 2}'):
+        log.write_text(text)
+        with pytest.raises(FileExistsError, match="is not a log of fine-tuning"):
+            finetune(model, batches, None, log=log, **given)
+        assert log.read_text() == text
+    log.unlink()
+    for _ in range(2):
+        finetune(model, batches, None, log=log, **given)
+    OUTPUTS["run"].write(tmp_path / "run")
+    page, numbers = tmp_path / "a.html", tmp_path / "a.csv"
+    for _ in range(2):
+        report([tmp_path / "run"], page)
+    for file in (page, numbers):
+        before = file.read_text()
+        file.write_text(before.replace("0.75", "0.99"))
+        assert file.read_text() != before
+        with pytest.raises(FileExistsError, match=f"{file.name} exists and is not"):
+            report([tmp_path / "run"], page)
+        assert file.read_text() != before
+        file.write_text(before)
