@@ -58,9 +58,10 @@ def inside(
 def refused(
     done: subprocess.CompletedProcess,  # of `spp` or `inside`
     *texts: str,  # what the error must say
+    status: int = 2,  # 2: the call was wrong, 1: something failed
 ) -> None:
-    "Assert that the command failed with status 1 and a paragraph that holds `texts`."
-    assert done.returncode == 1, done.stderr
+    "Assert that the command failed with `status` and one line that holds `texts`."
+    assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr, done.stderr
     for text in texts:
         assert text in done.stderr, done.stderr

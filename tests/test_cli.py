@@ -93,7 +93,7 @@ def test_errors_are_one_paragraph(tmp_path, run):
     (tmp_path / "x").mkdir()
     (tmp_path / "x/thesis.tex").touch()
     for args, text in (
-        (("demo", "--out", "x"), "x exists and holds thesis.tex, not a demo of spp"),
+        (("demo", "--out", "x"), "x holds thesis.tex, which spp did not write there"),
         (("show", "no.path"), "no file no.path"),
         (("bench", "imagenet"), "unknown benchmark 'imagenet'"),
     ):

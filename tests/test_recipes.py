@@ -122,7 +122,7 @@ def test_full_disk(tmp_path):
     "A disk that is full while a model is saved: an error, nothing half-written; the run resumes"
     script, out = tmp_path / "run.py", tmp_path / "run"
     script.write_text(FULL)
-    refused(python(script, out, 200_000), "could not be written", "is the disk full?")
+    refused(python(script, out, 200_000), "could not be written", "is the disk full?", status=1)
 
     def half_written(file: Path) -> bool:
         hidden = file.name.startswith(".") and file.name != ".lock"
@@ -139,7 +139,7 @@ def test_no_slurm(tmp_path, monkeypatch):
     "Without Slurm: what is missing, and what works"
     monkeypatch.setenv("PATH", "")
     done = inside("run", "deit_tiny", "--smoke", "--cluster", "slurm", cwd=tmp_path)
-    refused(done, "no Slurm here: the command `sbatch` is not there", "local")
+    refused(done, "no Slurm here: the command `sbatch` is not there", "local", status=1)
     assert not list(tmp_path.iterdir())
 
 
@@ -151,6 +151,7 @@ def test_a_folder_has_one_run(tmp_path, start):
         f.write("process 7 on somewhere")
         f.flush()
         fcntl.flock(f, fcntl.LOCK_EX)
-        refused(start(*args), f"another run is writing to {tmp_path} (process 7 on somewhere)")
+        text = f"another run is writing to {tmp_path} (process 7 on somewhere)"
+        refused(start(*args), text, status=1)
     write_json(tmp_path / "run.json", dict(recipe="deit_small", seed=0))
     refused(start(*args), "belongs to another run: recipe was 'deit_small', now 'deit_tiny'")

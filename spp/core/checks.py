@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['said', 'check_number', 'check_whole', 'check_seed', 'check_flag', 'check_choice', 'check_function', 'check_file',
            'check_device', 'check_amp', 'check_fields', 'check_known', 'check_model', 'check_data', 'check_batch',
-           'running', 'check_labels', 'check_finite', 'check_mask', 'check_windows']
+           'running', 'check_labels', 'check_finite', 'compared', 'check_mask', 'check_windows']
 
 # %% ../../nbs/core/01_checks.ipynb #c18a0004
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
@@ -312,7 +312,13 @@ def _type_of_weights(model: nn.Module, x: Any) -> str:
     if not first.is_floating_point() and first.dtype != torch.uint8:
         return ""
     name = str(weight.dtype)
-    return f" Its weights are {name.removeprefix('torch.')}: write x.to({name})."
+    return f" (its weights are {name.removeprefix('torch.')}: write x.to({name}))"
+
+
+def _retold(error: Exception, text: str) -> Exception:
+    "An error with `text` before the first words of `error`; a `TypeError` stays one."
+    kind = TypeError if isinstance(error, (TypeError, AttributeError)) else ValueError
+    return kind(f"{text}: {' '.join(str(error).split()):.300}.")
 
 
 @contextmanager
@@ -326,15 +332,14 @@ def running(
     except _UNFIT as error:
         if _is_told(error):
             raise
-        kind = TypeError if isinstance(error, (TypeError, AttributeError)) else ValueError
         inside = (
             ", ".join(f"{k}: {said(v)}" for k, v in x.items()) if isinstance(x, Mapping) else ""
         )
         said_x = f"{{{inside}}}" if inside else said(x)
-        text = " ".join(str(error).split())
-        raise kind(
-            f"{type(model).__name__} cannot run a batch whose inputs are {said_x:.300}:"
-            f" {text:.300}.{_type_of_weights(model, x)}"
+        raise _retold(
+            error,
+            f"{type(model).__name__} cannot run a batch whose inputs are {said_x:.300}"
+            f"{_type_of_weights(model, x)}",
         ) from error
 
 # %% ../../nbs/core/01_checks.ipynb #c18a0039
@@ -389,6 +394,44 @@ def check_finite(
             f"{bad:,} of {x.numel():,} {what} are not finite, so there is nothing to measure:"
             " look for inputs or weights that are not finite, or run the model in float32"
         )
+
+# %% ../../nbs/core/01_checks.ipynb #c18a0050
+def _ignored(loss: Any) -> int | None:
+    "The label that a cross-entropy ignores; None for other losses."
+    inner = getattr(loss, "func", loss)  # of a partial
+    if inner is not nn.functional.cross_entropy and not isinstance(inner, nn.CrossEntropyLoss):
+        return None
+    given = getattr(loss, "keywords", None) or {}
+    return given.get("ignore_index", getattr(inner, "ignore_index", -100))
+
+
+def compared(
+    loss: Callable[[Tensor, Any], Tensor],  # of outputs and labels
+    out: Tensor,  # outputs of a model, shape [batch, …]
+    labels: Any,  # of the same batch, as `loss` takes them
+) -> Tensor:  # a scalar
+    "The loss of a batch; `TypeError` or `ValueError` where the labels do not fit the outputs."
+    ignore = _ignored(loss)
+    shares = isinstance(labels, Tensor) and labels.is_floating_point() and labels.shape == out.shape
+    if ignore is not None and not shares:
+        check_labels(labels, out, ignore)
+    try:
+        value = loss(out, labels)
+    except _UNFIT as error:
+        if _is_told(error):
+            raise
+        span = ""
+        if isinstance(labels, Tensor) and labels.numel() and not labels.is_complex():
+            span = f", from {labels.min().item():g} to {labels.max().item():g}"
+        name = getattr(loss, "__name__", type(loss).__name__)
+        raise _retold(
+            error,
+            f"`loss` ({name}) cannot compare outputs of shape {list(out.shape)} with labels that"
+            f" are {said(labels)}{span}",
+        ) from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise TypeError(f"`loss` must return a scalar tensor, e.g. a mean; got {said(value)}")
+    return value
 
 # %% ../../nbs/core/01_checks.ipynb #c18a0042
 def check_mask(

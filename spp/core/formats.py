@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .checks import check_file
+
 # %% ../../nbs/core/00_formats.ipynb #c0f10028
 FORMAT = 1  # version of the format of every file that spp writes
 AGAIN = "Copy it again, or make it anew."
@@ -54,6 +56,7 @@ def load_json(
     Raises `FileNotFoundError` if there is none, and `ValueError` if it is damaged, was altered, is
     something else, or was made by a newer spp.
     """
+    check_file(path, "path", optional=False)
     path, kind = Path(path).expanduser(), kinds[-1]
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: expected {kind} written by spp")
@@ -144,6 +147,7 @@ def load_tensors(
     Raises `FileNotFoundError` if there is none, and `ValueError` if it is damaged, was altered, is
     something else, or was made by a newer spp.
     """
+    check_file(path, "path", optional=False)
     path = Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}: expected {kind} written by spp")

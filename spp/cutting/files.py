@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import check_device
 from ..core.files import check_output, place, recover, replacing
 from spp.core.formats import (
     AGAIN,
@@ -272,6 +273,7 @@ def load(
     It is the saved one to the bit, unless that was saved with a `dtype`. Nothing in the folder is
     run. `ValueError` if a file is damaged or was altered.
     """
+    check_device(device)
     folder = place(folder)
     recover(folder)
     told = header_of(folder)

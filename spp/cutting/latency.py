@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm.auto import tqdm
 
+from ..core.checks import check_flag, check_model, check_number, check_whole, running
 from ..core.restored import evaluating
 from .budget import Costs, macs_of, params_of, solve, step_size
 from .cut import cut, name_of
+from ..models.checks import check_pairs
 from ..models.pairs import Pair, adapter_of, align_up, sites
 
 # %% ../../nbs/cutting/02_latency.ipynb #d198608e
@@ -28,8 +30,9 @@ Input = Tensor | dict[str, Tensor]  # what a model takes: one tensor, or several
 
 
 def _run(model: nn.Module, x: Input):
-    "The output of `model` for `x`."
-    return model(**x) if isinstance(x, dict) else model(x)
+    "The output of `model` for `x`; an error if it cannot take it."
+    with running(model, x):
+        return model(**x) if isinstance(x, dict) else model(x)
 
 
 def _seconds(model: nn.Module, x: Input) -> float:
@@ -52,6 +55,7 @@ def relative_latency(
     rounds: int = 15,  # of which the median counts
 ) -> list[float]:  # time of each model over the time of `dense`
     "Forward time of `models` as a fraction of that of `dense`, measured in turn."
+    check_whole(rounds, "rounds")
     everything = [dense, *models]
     with evaluating(*everything):
         for model in everything:  # fill caches, choose kernels
@@ -117,6 +121,10 @@ def measure(
     progress: bool = True,  # show a bar
 ) -> Costs:  # `costs` with latency, in milliseconds
     "Time each class of layers at several widths (eq. 1)."
+    check_pairs(model, pairs)
+    check_whole(rounds, "rounds")
+    for share in shares:
+        check_number(share, "shares", "[0, 1]")
     classes = _classes(pairs, costs)
     quiet = {} if progress else {"disable": True}  # with {}, the variable TQDM_DISABLE decides
     table = {}
@@ -213,6 +221,10 @@ def summary(
     latency: bool = False,  # measure the time of a forward pass; implied by `dense`
 ) -> Summary:  # prints as two or three lines
     "Widths, parameters, multiply-accumulates, attention kernels and, if asked, time."
+    check_model(model)
+    if dense is not None:
+        check_model(dense, "dense")
+    check_flag(latency, "latency")
     x = _example(model) if x is None else x
     batch = len(next(iter(x.values())) if isinstance(x, dict) else x)
     one = {k: v[:1] for k, v in x.items()} if isinstance(x, dict) else x[:1]

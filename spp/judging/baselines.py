@@ -16,10 +16,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spp.core.checks import (
+    check_choice,
+    check_data,
+    check_function,
+    check_model,
+    check_seed,
+    check_whole,
+)
 from ..cutting.budget import params_of
 from ..cutting.cut import name_of
 from ..method.objective import Problem, fisher, stream
 from ..method.path import SolutionPath
+from ..models.checks import check_pairs
 from ..models.gates import gated
 from ..models.pairs import Pair, find_pairs, fingerprint
 
@@ -29,6 +38,7 @@ def magnitude(
     pairs: list[Pair],  # its pairs, in the order of the scores
 ) -> Tensor:  # shape [n], a score per unit
     "Norm of the weights that make a unit times the norm of those that read it."
+    check_pairs(model, pairs)
     adapters = [import_module("spp." + p.adapter) for p in pairs]
     weights = [adapter.unit_weights(model, p) for adapter, p in zip(adapters, pairs)]
     return torch.cat([a.detach().norm(dim=1) * b.detach().norm(dim=1) for a, b in weights])
@@ -41,6 +51,8 @@ def taylor(
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,  # of outputs and labels
 ) -> Tensor:  # shape [n], a score per unit
     "Mean over batches of the absolute gradient of the loss by each gate, at the dense model."
+    check_data(data)
+    check_function(loss, "loss", "(outputs, labels) → a scalar", optional=False)
     with gated(model, pairs) as gates:
         problem = Problem(model, gates, loss)
         ones = torch.ones(gates.n)
@@ -63,8 +75,6 @@ def _scores(
         return torch.rand(sum(p.n for p in pairs), generator=generator)
     if method == "magnitude":
         return magnitude(model, pairs)
-    if method not in ("taylor", "fisher"):
-        raise ValueError(f"unknown method {method!r}: known are random, magnitude, taylor, fisher")
     some = stream(data, batches, next(model.parameters()).device)
     if method == "taylor":
         return taylor(model, pairs, some, loss or F.cross_entropy)
@@ -86,6 +96,13 @@ def baseline(
     `loss` takes outputs and labels, `read` is that of `spp.method.objective.answer`. Raises
     `ValueError` for an unknown method, and for data without batches.
     """
+    check_choice(method, "method", ("random", "magnitude", "taylor", "fisher"))
+    if method in ("taylor", "fisher"):
+        check_data(data)
+    check_whole(batches, "batches")
+    check_seed(seed)
+    check_function(loss, "loss", "(outputs, labels) → a scalar")
+    check_function(read, "read", "(output, inputs) → features")
     pairs = find_pairs(model)
     generator = torch.Generator().manual_seed(seed)
     scores = _scores(method, model, pairs, data, batches, generator, loss, read)
@@ -207,8 +224,9 @@ def torch_pruning(
     Raises `ImportError` without the package `torch-pruning`, and `ValueError` for an unknown
     importance.
     """
-    if importance not in ("taylor", "hessian"):
-        raise ValueError(f"unknown importance {importance!r}: known are taylor, hessian")
+    check_choice(importance, "importance", ("taylor", "hessian"))
+    check_model(model)
+    check_data(data)
     import_module("torch_pruning")  # fail here, before the backward passes
     data = list(data)
     dense = copy.deepcopy(model).eval().requires_grad_()

@@ -19,21 +19,53 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spp
+from spp.core.checks import (
+    check_choice,
+    check_data,
+    check_finite,
+    check_function,
+    check_labels,
+    check_model,
+    check_number,
+    check_whole,
+    said,
+)
 from ..core.restored import evaluating
 from .retrieval import embed, normal_quantile, recall, wilson
 from ..method.objective import answer, call, parts, stream, to_device
 
 # %% ../../nbs/judging/01_evaluate.ipynb #ee1a4234
+def _judged(model: nn.Module, x: Any, labels: Any) -> tuple[Tensor, Tensor]:
+    "Logits of a batch and its labels on the same device; an error unless they fit and are finite"
+    if labels is None:
+        raise ValueError("classification needs labels: let the data yield (inputs, labels)")
+    out = answer(model, x).out
+    if out.dim() != 2:
+        raise ValueError(f"classification needs logits of shape [batch, classes]; got {said(out)}")
+    check_labels(labels, out)
+    check_finite(out, f"outputs of {type(model).__name__}", ruled_out=True)
+    return out, labels.to(out.device)
+
+
 @torch.no_grad()
 def accuracy(
     model: nn.Module,  # a classifier
     data: Iterable,  # batches of (inputs, labels), labels of shape [batch]
 ) -> float:  # in [0, 1]
-    "Share of the samples whose largest logit is at their label."
+    """Share of the samples whose largest logit is at their label.
+
+    Raises `ValueError` for labels that do not fit the outputs, `ArithmeticError` for outputs that
+    are not finite.
+    """
+    check_model(model)
+    check_data(data)
+    if not hasattr(data, "__len__"):
+        raise TypeError(f"`data` must have a length, e.g. a DataLoader or a list; got {said(data)}")
     right, seen = 0, 0
     with evaluating(model):
         for x, labels in stream(data, len(data) or 1, next(model.parameters()).device):
-            right += (answer(model, x).out.argmax(-1) == labels).sum().item()
+            out, labels = _judged(model, x, labels)
+            right += (out.argmax(-1) == labels).sum().item()
             seen += len(labels)
     return right / seen
 
@@ -96,6 +128,17 @@ def features(
     return (found.out if found.seen is None else found.out * found.seen[..., None]).flatten(1)
 
 
+def _checked(labels: Any, n: int) -> Tensor:
+    "`labels` of `n` samples on the CPU; an error unless they are a class number each"
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise TypeError(f"labels must be class numbers, got {said(labels)}")
+    if labels.shape != (n,):
+        raise ValueError(f"{n} samples need labels of shape [{n}], got {list(labels.shape)}")
+    if labels.min() < 0:
+        raise ValueError(f"labels must be class numbers from 0, got {labels.min()}")
+    return labels.cpu()
+
+
 def _features_and_labels(
     model: nn.Module, data: Iterable, read: Callable | None
 ) -> tuple[Tensor, Tensor | None]:  # features [n, d], labels [n]
@@ -104,7 +147,8 @@ def _features_and_labels(
     found, labels = [], []
     for x, y in map(parts, data):
         found.append(features(model, to_device(x, device), read).float().cpu())
-        labels.append(y)
+        check_finite(found[-1], f"features of {type(model).__name__}")
+        labels.append(y if y is None else _checked(y, len(found[-1])))
     return torch.cat(found), None if labels[0] is None else torch.cat(labels)
 
 # %% ../../nbs/judging/01_evaluate.ipynb #67422593
@@ -186,9 +230,8 @@ def _shares(hits: dict[str, Tensor], level: float) -> tuple[int, dict[str, tuple
     return len(hit), scores
 
 
-def _best(model: nn.Module, x: Any) -> Tensor:  # shape [batch, 5] or [batch, 1]
+def _best(logits: Tensor) -> Tensor:  # shape [batch, 5] or [batch, 1]
     "The five best classes, or the best where there are fewer than five"
-    logits = answer(model, x).out
     return logits.topk(5 if logits.shape[1] >= 5 else 1).indices.cpu()
 
 
@@ -196,8 +239,8 @@ def _classified(model: nn.Module, data: Iterable, level: float) -> tuple[int, di
     device = next(model.parameters()).device
     hits = []
     for x, labels in map(parts, data):
-        best = _best(model, to_device(x, device))
-        hits.append(best == _labels(labels, "classification").cpu()[:, None])
+        logits, labels = _judged(model, to_device(x, device), labels)
+        hits.append(_best(logits) == labels.cpu()[:, None])
     hit = torch.cat(hits)
     named = {"top-1": hit[:, 0]}
     if hit.shape[1] == 5:
@@ -240,8 +283,7 @@ TASKS = ("classification", "retrieval", "fidelity", "knn", "probe")
 
 def _check_task(task: str, dense: nn.Module | None, train: Iterable | None) -> None:
     "`ValueError` for an unknown task, or one that lacks what it compares with or learns from"
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}: known are {', '.join(TASKS)}")
+    check_choice(task, "task", TASKS)
     if task == "fidelity" and dense is None:
         raise ValueError("fidelity compares with another model and there is none: pass dense=")
     if task in ("knn", "probe") and train is None:
@@ -269,7 +311,16 @@ def evaluate(
     are left as they were. Raises `ValueError` for an unknown task, for empty data, and where
     labels, `dense` or `train` are needed and missing.
     """
+    check_model(model)
+    check_data(data)
     _check_task(task, dense, train)
+    if dense is not None:
+        check_model(dense, "dense")
+    if train is not None:
+        check_data(train, "train")
+    check_function(read, "read", "(model's output, inputs) → features")
+    check_whole(k, "k")
+    check_number(level, "level", "(0, 1)")
     seen = _Hashed(data)
     with evaluating(model, dense):
         if task == "classification":

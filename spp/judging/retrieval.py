@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.checks import check_data, check_model, check_number, check_whole, running, said
 from ..core.restored import evaluating
 
 # %% ../../nbs/judging/02_retrieval.ipynb #c6c6c59d
@@ -102,6 +103,9 @@ def effective(
 # %% ../../nbs/judging/02_retrieval.ipynb #53b743ae
 def _owners(image_features: Tensor, text_features: Tensor, owner: Tensor | None) -> Tensor:
     "Image of each caption, shape [captions]; `ValueError` where images and captions do not fit"
+    for name, x in dict(image_features=image_features, text_features=text_features).items():
+        if not isinstance(x, Tensor) or x.dim() != 2:
+            raise TypeError(f"`{name}` must be a tensor of shape [n, d], got {said(x)}")
     n, m = len(image_features), len(text_features)
     device = text_features.device
     owner = torch.arange(m, device=device) if owner is None else owner.to(device)
@@ -133,6 +137,10 @@ def recall(
     Raises `ValueError` for features that are not finite, and for an image without a caption or
     a caption without an image.
     """
+    check_number(level, "level", "(0, 1)")
+    check_whole(chunk, "chunk")
+    for k in ks:
+        check_whole(k, "ks")
     owner = _owners(image_features, text_features, owner)
     image, text = grid(image_features), grid(text_features)
     own = torch.arange(len(image), device=owner.device)
@@ -170,6 +178,8 @@ def embed(
     The model is left as it was. Raises `TypeError` for a model or a batch without the two
     kinds of input, and `ValueError` for empty data.
     """
+    check_model(model)
+    check_data(data)
     if not (hasattr(model, "encode_image") and hasattr(model, "encode_text")):
         raise TypeError(
             f"{type(model).__name__} has no encode_image and encode_text: pass features to `recall`"
@@ -179,8 +189,9 @@ def embed(
     with evaluating(model):
         for batch in data:
             _check_pairs(batch)
-            images.append(model.encode_image(batch["image"].to(device)).float().cpu())
-            texts.append(model.encode_text(batch["text"].to(device)).float().cpu())
+            with running(model, batch):
+                images.append(model.encode_image(batch["image"].to(device)).float().cpu())
+                texts.append(model.encode_text(batch["text"].to(device)).float().cpu())
             owners.append(n + batch.get("owner", torch.arange(len(batch["image"]))).cpu())
             n += len(images[-1])
     if not images:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..core.checks import check_seed, check_whole
 from ..core.files import check_output, replacing
 from ..cutting.budget import check_budget, params_of
 from ..cutting.files import save
@@ -27,7 +28,7 @@ from .records import COLOURS, progress_bar, read_record, write_record
 from ..method.path import SolutionPath
 from ..method.search import search
 from ..models.pairs import find_pairs
-from ..training.family import folder_of, share_text
+from ..training.family import check_shares, folder_of, share_text
 from ..training.finetune import finetune
 
 # %% ../../nbs/lab/01_demo.ipynb #b14c2248
@@ -236,6 +237,10 @@ def demo(
 
     Raises `FileExistsError` if `out` holds anything that a demo did not write.
     """
+    check_whole(steps, "steps")
+    check_whole(epochs, "epochs")
+    check_seed(seed)
+    check_shares(budgets)
     if "spp" not in orders:
         raise ValueError(f"orders={orders} lacks 'spp', whose members the demo saves: add it.")
     folder = check_output(out, KIND, folder=True)

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..core.checks import check_number
+
 # %% ../../nbs/llm/03_masks.ipynb #f34db701
 def _parts(rows: Tensor) -> int:
     "Rows to sort at a time: sorting takes eight bytes a weight"
@@ -35,10 +37,7 @@ def check_sparsity(
     sparsity: float,  # as a user wrote it
 ) -> float:  # the same
     "Raise `ValueError` unless `sparsity` is in [0, 1)."
-    if not 0 <= sparsity < 1:
-        raise ValueError(
-            f"`sparsity` is the share of weights that become zero, in [0, 1), got {sparsity}"
-        )
+    check_number(sparsity, "sparsity", "[0, 1)", ", the share of weights that become zero")
     return sparsity
 
 
@@ -48,7 +47,7 @@ def parse_pattern(
     "The two numbers of `pattern`; raises `ValueError` if it is none, or not 0 < N ≤ M."
     try:
         n, m = map(int, pattern.split(":"))
-    except ValueError:
+    except (ValueError, AttributeError):
         raise ValueError(f'`pattern` must be like "2:4", got {pattern!r}') from None
     if not 0 < n <= m:
         raise ValueError(f"pattern {pattern} keeps {n} of every {m} weights: expected 0 < N ≤ M")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from .calibration import Stats
+from ..core.checks import check_number
+from .calibration import Stats, check_plain
 from ..models.transformers import weight
 
 # %% ../../nbs/llm/04_repair.ipynb #aa5b4d8c
@@ -91,8 +92,7 @@ def wide_weights(
 
 def _check_damping(damping: float, h: Tensor, stats: Stats, name: str) -> None:
     "`ValueError` for a negative damping, `ArithmeticError` for none where H is singular"
-    if damping < 0:
-        raise ValueError(f"`damping` must not be negative, got {damping}")
+    check_number(damping, "damping", "[0, ∞)")
     scale = h.diagonal().mean().clamp(min=1e-30)
     if damping == 0 and torch.linalg.cholesky_ex(h / scale)[1] > 0:
         raise ArithmeticError(
@@ -114,6 +114,7 @@ def set_weights(
 
     Raises `ArithmeticError` if the repair is not finite or, without damping, not unique.
     """
+    check_plain(layer, name)
     transposed = isinstance(layer, Conv1D)
     if not repair:
         layer.weight.mul_(keep.T if transposed else keep)

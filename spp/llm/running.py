@@ -16,6 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spp.core.checks import (
+    check_choice,
+    check_device,
+    check_flag,
+    check_number,
+    check_seed,
+    check_whole,
+    said,
+)
 from ..core.files import check_output, replacing
 from ..core.formats import save_json
 from ..core.restored import restored
@@ -24,6 +33,7 @@ from ..cutting.files import save
 from ..cutting.pretrained import save_pretrained
 from ..judging.evaluate import provenance
 from .masks import check_sparsity, parse_pattern
+from .scores import METRICS
 from .text import SETS, digest, perplexity, tokenizer_name, tokens, windows
 from .units import batches, repaired_cut
 from .weight_paths import LLMPath, weight_path
@@ -126,10 +136,17 @@ def _request(model, calibration, sparsity, pattern, params, n, length, judge) ->
     asked = {name: amount for name, amount in amounts.items() if amount is not None}
     if len(asked) != 1:
         raise ValueError("give one of sparsity, pattern and params")
+    if not isinstance(model, (str, os.PathLike)):
+        raise TypeError(f"`model` must be a name on the hub or a folder, got {said(model)}")
     if sparsity is not None:
         check_sparsity(sparsity)
     if pattern is not None:
         parse_pattern(pattern)
+    if params is not None:
+        check_number(params, "params", "(0, ∞)", ", a share of the parameters or their number")
+    for name, number in dict(n=n, length=length).items():
+        if number is not None:
+            check_whole(number, name)
     if calibration is None:
         raise ValueError(f"which calibration text? Expected a file, or one of {', '.join(SETS)}")
     return _Request(model, asked, calibration, n, length, judge)
@@ -234,12 +251,32 @@ def _write(
         save_json(new / "llm.json", KIND, record)
 
 # %% ../../nbs/llm/07_running.ipynb #e67f371f
+def _check_call(
+    metric: str, steps: int, seed: int, device: str | None, dtype: str, flags: dict[str, bool]
+) -> None:
+    "Raise `TypeError` or `ValueError` for arguments of `run_llm` that cannot be"
+    check_choice(metric, "metric", METRICS)
+    check_whole(steps, "steps")
+    check_seed(seed)
+    if device is not None:
+        check_device(device)
+    check_choice(dtype, "dtype", ("auto", "float32", "bfloat16", "float16"))
+    for name, value in flags.items():
+        check_flag(value, name)
+
+
 def _loaded(request: _Request, dtype: str) -> tuple[Callable, nn.Module]:
     "Tokenizer and model; fills in the number and length of windows that were not asked for"
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(request.model)
-    net = AutoModelForCausalLM.from_pretrained(request.model, dtype=dtype).eval()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(request.model)
+        net = AutoModelForCausalLM.from_pretrained(request.model, dtype=dtype).eval()
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"no language model {request.model!r}: expected a folder with a model and its"
+            f" tokenizer, or a name on the hub that can be reached ({str(error):.200})"
+        ) from error
     positions = getattr(net.config, "max_position_embeddings", 2048)
     request.windows = request.windows or 128
     request.length = request.length or min(2048, positions)
@@ -250,6 +287,7 @@ def run_llm(
     model: str,  # a name on the hub, a folder, or a name in `LLM_RECIPES`
     out: str | os.PathLike,  # folder to write
     calibration: str | os.PathLike | None = None,  # text to calibrate on, see `texts`
+    *,
     sparsity: float | None = None,  # share of the weights that become zero, in [0, 1)
     pattern: str | None = None,  # or "N:M": N of every M weights stay
     params: float | None = None,  # or the share of parameters that a cut of units keeps
@@ -272,6 +310,7 @@ def run_llm(
     """
     since = time()
     request = _request(model, calibration, sparsity, pattern, params, n, length, judge)
+    _check_call(metric, steps, seed, device, dtype, dict(repair=repair, uniform=uniform))
     out = check_output(out, KIND, folder=True)
     tokenizer, net = _loaded(request, dtype)
     ids = windows(request.calibration, tokenizer, request.windows, request.length, seed)

@@ -7,11 +7,12 @@ __all__ = ['METRICS', 'magnitude', 'wanda', 'ria', 'Inclusion', 'score_of']
 
 # %% ../../nbs/llm/02_scores.ipynb #58b10137
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from ..core.checks import check_choice, check_fields, check_known, check_number
 from .calibration import Stats
 from ..method.inclusion import clock
 
@@ -104,20 +105,10 @@ class Inclusion:
     rows: int = 2**20  # weights handled at a time
 
     def __post_init__(self):
+        check_fields(self, steps="whole 1", end="(0, 1)", momentum="[0, 1)", warm="[0, 1]")
+        check_fields(self, fade="[0, ∞)", rows="whole 1")
         largest = 2 * (1 + self.momentum)
-        for allowed, wrong in (
-            (self.steps >= 1, f"`steps` must be at least 1, got {self.steps}"),
-            (0 < self.end < 1, f"`end` must be in (0, 1), got {self.end}"),
-            (0 <= self.momentum < 1, f"`momentum` must be in [0, 1), got {self.momentum}"),
-            (0 <= self.warm <= 1, f"`warm` must be in [0, 1], got {self.warm}"),
-            (
-                0 < self.safety < largest,
-                f"`safety` must be in (0, 2(1 + momentum)), got {self.safety}",
-            ),
-            (self.fade >= 0, f"`fade` must not be negative, got {self.fade}"),
-        ):
-            if not allowed:
-                raise ValueError(wrong)
+        check_number(self.safety, "safety", f"(0, {largest:g})", ", i.e. (0, 2(1 + momentum))")
 
     def __call__(
         self,
@@ -168,9 +159,12 @@ def score_of(
     settings: dict,  # of the score: fields of `Inclusion`, or `a` of `ria`
 ) -> tuple[Callable[[Tensor, Stats], Tensor], str]:  # score of (weights, moments), its group
     "The score called `metric`, with its settings; raises `ValueError` for an unknown name."
-    if metric not in METRICS:
-        raise ValueError(f"unknown metric {metric!r}: known are {', '.join(METRICS)}")
+    check_choice(metric, "metric", METRICS)
     score, by = METRICS[metric]
+    takes = dict(inclusion=[f.name for f in fields(Inclusion)], ria=["a"])
+    check_known(settings, takes.get(metric, []), f"the metric {metric!r}")
+    if "a" in settings:
+        check_number(settings["a"], "a", "[0, ∞)")
     if score is None:
         return Inclusion(**settings), by
     return (lambda w, stats: score(w, stats, **settings)), by

@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spp.core.checks import (
+    check_amp,
+    check_function,
+    check_model,
+    check_seed,
+    check_whole,
+    check_windows,
+    said,
+)
 from ..core.restored import evaluating
 from ..cutting.cut import name_of
 
@@ -56,6 +66,11 @@ def texts(
     Data sets need the package `datasets`. Raises `FileNotFoundError` for a name that is neither
     a file nor in `SETS`, and `TypeError` for an article that is not a `str`.
     """
+    if not isinstance(source, (str, os.PathLike, list, tuple)):
+        raise TypeError(
+            f"a text must be a file, a list of texts, or one of {', '.join(SETS)}; got"
+            f" {said(source)}"
+        )
     if isinstance(source, (list, tuple)):
         articles = list(source)
     elif Path(source).is_file():
@@ -131,6 +146,10 @@ def windows(
     Each is part of one article, unless no article has `length` tokens: then the articles are read
     as one stream. Raises `ValueError` if even that is shorter than one window.
     """
+    check_function(tokenizer, "tokenizer", "a text → {'input_ids': …}", optional=False)
+    check_whole(n, "n")
+    check_whole(length, "length")
+    check_seed(seed)
     articles = texts(source, split)
     choose = random.Random(seed)
     found = _from_articles(articles, tokenizer, n, length, choose)
@@ -176,25 +195,34 @@ def tokenizer_name(
 def check_tokens(
     model: nn.Module,  # a causal language model of transformers
     ids: Tensor,  # token ids, shape [n, length] or [tokens]
+    length: int | None = None,  # of the windows that a stream is read in
 ) -> None:
     "Raise `ValueError` unless `ids` are token ids of `model`, in windows that it can take."
+    check_model(model)
+    check_windows(ids, stream=True)
+    if not hasattr(model, "config"):
+        raise TypeError(
+            f"{type(model).__name__} reads no tokens: expected a causal language model of"
+            " transformers"
+        )
     vocabulary = model.config.get_text_config().vocab_size
     if ids.min() < 0 or ids.max() >= vocabulary:
         raise ValueError(
             f"token ids from {ids.min()} to {ids.max()}, but {name_of(model)} knows {vocabulary}: "
             "take its own tokenizer"
         )
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions and ids.dim() == 2 and ids.shape[1] > positions:
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    length = ids.shape[1] if ids.dim() == 2 else min(length or 0, len(ids))
+    if positions and length > positions:
         raise ValueError(
-            f"windows of {ids.shape[1]} tokens, but {name_of(model)} has {positions} positions: "
+            f"windows of {length} tokens, but {name_of(model)} has {positions} positions: "
             "give a smaller `length`"
         )
 
 # %% ../../nbs/llm/00_text.ipynb #848275c0
 def _judged_once(ids: Tensor, length: int, stride: int) -> list[tuple[Tensor, int]]:
     "The windows of a stream, each with the number of its last tokens that are judged in it"
-    if not 0 < stride <= length:
+    if stride > length:
         raise ValueError(f"`stride` must be in [1, {length}], the length of a window, got {stride}")
     found = []
     seen = 0  # tokens before this one were in a window
@@ -221,15 +249,18 @@ def perplexity(
     Windows are judged one by one, all of their tokens but the first. Raises `ValueError` for token
     ids that the model does not know and for windows that are longer than it can read.
     """
+    check_whole(length, "length", 2)
+    check_amp(amp, auto=False)
+    stride = length if stride is None else stride
+    check_whole(stride, "stride")
+    check_tokens(model, ids, length)
+    if ids.shape[-1] < 2:
+        raise ValueError("perplexity needs at least two tokens in a window")
     if ids.dim() == 2:
         length = stride = ids.shape[1]
         parts = [(window, length - 1) for window in ids]
     else:
-        stride = stride or length
         parts = _judged_once(ids, length, stride)
-    if not parts:
-        raise ValueError("perplexity needs at least two tokens")
-    check_tokens(model, ids)
     device = next(model.parameters()).device
     total, judged = 0.0, 0
     with evaluating(model):
@@ -239,5 +270,10 @@ def perplexity(
             logits = logits[0, -new - 1 : -1].float()
             total += F.cross_entropy(logits, window[-new:].to(device), reduction="sum").item()
             judged += new
+    if not total / judged < math.log(sys.float_info.max):
+        raise ArithmeticError(
+            f"the loss is {total / judged:g} a token, so there is no perplexity: look for weights"
+            " that are not finite, or run the model in float32 or bfloat16"
+        )
     name = "not given" if tokenizer is None else tokenizer_name(tokenizer)
     return Perplexity(math.exp(total / judged), judged, length, stride, name, digest(ids))

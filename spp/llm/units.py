@@ -12,12 +12,14 @@ from contextlib import closing
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import check_mask, check_number, check_whole, check_windows
 from ..cutting.budget import cost_of, params_of
 from ..cutting.cut import cut as cut_model
 from .calibration import walk_blocks
 from .repair import set_weights
 from .text import digest
-from ..method.path import SolutionPath
+from ..method.path import SolutionPath, attached
+from ..models.checks import check_copy, check_pairs
 from ..models.pairs import Pair, fingerprint, split_units
 from ..models.transformers import heads
 
@@ -27,6 +29,8 @@ def batches(
     size: int = 2,  # windows in a batch
 ) -> list[tuple[Tensor, Tensor]]:  # (inputs, labels), the same tensor twice
     "Windows of text in the form that `spp.search` and `spp.finetune` take."
+    check_windows(ids)
+    check_whole(size, "size")
     return [(x, x) for x in ids.split(size)]
 
 # %% ../../nbs/llm/06_units.ipynb #2b00712a
@@ -36,6 +40,8 @@ def consumers(
     mask: Tensor,  # units that stay, bool, shape [units]
 ) -> dict[str, Tensor]:  # layer → its columns that stay, bool, shape [1, in]
     "The layers that read the units of `mask`, and which of their columns stay."
+    check_pairs(model, pairs)
+    check_mask(mask, sum(p.n for p in pairs))
     found = {}
     for pair, kept in zip(pairs, split_units(mask.bool().cpu(), pairs)):
         if pair.kind == "vo":
@@ -73,7 +79,10 @@ def repaired_cut(
 
     The path's model stays as it is. Raises what `SolutionPath.cut` and `set_weights` raise.
     """
-    mask = path.mask(align, uniform, **budget)
+    check_windows(ids)
+    check_number(damping, "damping", "[0, ∞)")
+    mask = attached(path).mask(align=align, uniform=uniform, **budget)
+    check_copy(path.model)
     model = copy.deepcopy(path.model)
     columns = consumers(model, path.pairs, mask)
     _repair_consumers(model, columns, ids, damping, device=device, amp=amp, progress=progress)

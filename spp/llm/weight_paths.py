@@ -8,20 +8,23 @@ __all__ = ['KIND', 'LLMPath', 'weight_path', 'one_shot', 'semi_structured']
 # %% ../../nbs/llm/05_weight_paths.ipynb #7abf54c2
 import copy
 import os
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import check_flag, check_known, check_model, check_number, check_windows
 from ..core.files import save_tensors
 from ..core.formats import load_tensors, understood
 from ..cutting.cut import name_of
 from .calibration import blocks, linears, walk_blocks
-from .masks import levels, mask_of
+from .masks import check_sparsity, levels, mask_of, parse_pattern
 from .repair import set_weights, wide_weights
 from .scores import Inclusion, score_of
-from .text import digest
+from .text import check_tokens, digest
+from ..models.checks import check_copy
 from ..models.pairs import fingerprint
 
 # %% ../../nbs/llm/05_weight_paths.ipynb #50604fe1
@@ -67,6 +70,7 @@ class LLMPath:
         model: nn.Module,  # the one that was calibrated, with the same weights
     ) -> "LLMPath":  # itself
         "Bind the path to its model; raises `ValueError` if it is another one."
+        check_model(model)
         found = fingerprint(model)
         if found != self.info["fingerprint"]:
             raise ValueError(
@@ -116,6 +120,13 @@ class LLMPath:
                 "this path has no model yet: write path.attach(model), "
                 "with the model that was calibrated"
             )
+        check_number(damping, "damping", "[0, ∞)")
+        check_flag(inplace, "inplace")
+        check_known(kw, ("device", "amp", "progress"), "prune")
+        if repair is not None:
+            check_windows(repair)
+        if not inplace:
+            check_copy(self.model)
         # what cannot be met is said before anything is changed; a pattern may fail in any layer
         for name in self.levels if pattern else list(self.levels)[:1]:
             self._mask_of(name, sparsity, pattern)
@@ -135,6 +146,14 @@ class LLMPath:
         return model
 
 # %% ../../nbs/llm/05_weight_paths.ipynb #e48d1394
+def _score(metric: str, settings: dict, by: str | None) -> tuple[Callable, str]:
+    "The score of a metric, and the comparison group: that of the metric if `by` is None."
+    score, own = score_of(metric, settings)
+    if by not in (None, "row", "layer"):
+        raise ValueError(f'`by` must be "row" or "layer", got {by!r}')
+    return score, own if by is None else by
+
+
 def weight_path(
     model: nn.Module,  # a causal language model of transformers; it is not changed
     ids: Tensor,  # calibration windows, shape [n, length]
@@ -150,10 +169,7 @@ def weight_path(
     Raises `ValueError` for an unknown metric or group and for `ids` that do not fit the model,
     `ArithmeticError` if what a layer reads is not finite.
     """
-    score, own = score_of(metric, settings)
-    by = by or own
-    if by not in ("row", "layer"):
-        raise ValueError(f'`by` must be "row" or "layer", got {by!r}')
+    score, by = _score(metric, settings, by)
     ours = metric == "inclusion"
     found = {}
     walk = walk_blocks(model, ids, device, amp=amp, progress=progress, full=ours, even=ours)
@@ -190,15 +206,26 @@ def one_shot(
 
     For all sparsities at once, and for the inclusion with repair, use `weight_path`.
     """
-    score, own = score_of(metric, settings)
-    by = by or own
+    score, by = _score(metric, settings, by)
     ours = metric == "inclusion"
-    model = model if inplace else copy.deepcopy(model)
+    if (sparsity is None) == (pattern is None):
+        raise ValueError("give either `sparsity` or `pattern`")
+    if sparsity is not None:
+        check_sparsity(sparsity)
+    if pattern is not None:
+        parse_pattern(pattern)
+    check_number(damping, "damping", "[0, ∞)")
+    check_flag(repair, "repair")
+    check_flag(inplace, "inplace")
     if repair and ours:
         raise ValueError(
             "the inclusion weighs tokens alike and repair does not: "
             "write weight_path(model, ids).prune(…, repair=ids)"
         )
+    check_tokens(model, ids)
+    if not inplace:
+        check_copy(model)
+        model = copy.deepcopy(model)
     full = repair or ours
     with closing(
         walk_blocks(model, ids, device, True, amp, progress, full=full, even=ours)

@@ -17,8 +17,10 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..core.checks import check_data, check_finite, check_whole
 from ..core.restored import evaluating
 from .objective import call, over_ranks, ranks, stream
+from ..models.checks import check_copy, check_pairs
 from ..models.pairs import Pair, find_pairs, has_values, opened, unwrapped
 
 # %% ../../nbs/method/04_balance.ipynb #e2b7904c
@@ -137,6 +139,7 @@ def _moments_of(model: nn.Module, pair: Pair, sums: list[Tensor] | None) -> tupl
             f"`{pair.site}` was not called by any of the batches."
             " Pass batches that reach it, or pairs= without it."
         )
+    check_finite(sums[0], f"moments of what `{pair.site}` reads")
     *sums, n = (over_ranks(x).cpu().double() for x in sums)
     if pair.kind == "vo":
         rows = _heads(_maps(model, pair)[1], pair)
@@ -209,7 +212,12 @@ def balance(
     It computes the same as `model`, up to rounding. Raises `ValueError` if there is no head.
     """
     has_values(unwrapped(model))
-    pairs = [p for p in (find_pairs(model) if pairs is None else pairs) if p.kind in ("qk", "vo")]
+    check_data(data)
+    check_whole(batches, "batches")
+    pairs = find_pairs(model) if pairs is None else pairs
+    check_pairs(model, pairs)
+    check_copy(model)
+    pairs = [p for p in pairs if p.kind in ("qk", "vo")]
     if not pairs:
         raise ValueError(
             f"{type(model).__name__} has no attention layer whose units can be cut,"

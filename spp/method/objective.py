@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
 
+from ..core.checks import check_batch, check_data, compared, running, said
 from ..models.gates import Gates
 
 # %% ../../nbs/method/01_objective.ipynb #e58f7e52
@@ -36,7 +37,8 @@ def to_device(
 def parts(
     batch: Any,  # a tensor, a list or tuple (inputs, labels), or a dict with or without `labels`
 ) -> tuple[Any, Any]:  # inputs, and labels (None if there are none)
-    "Split a batch into inputs and labels."
+    "Split a batch into inputs and labels; errors as of `check_batch`."
+    check_batch(batch)
     if isinstance(batch, (list, tuple)):
         return batch[0], batch[1] if len(batch) > 1 else None
     if isinstance(batch, Mapping):
@@ -63,11 +65,13 @@ def stream(
 
     Raises `ValueError` if `data` is empty, or ends early and cannot be started again.
     """
+    check_data(data)
     done = 0
     while done < n:
         before = done
         for batch in data:
-            yield parts(to_device(batch, device))
+            x, y = parts(batch)
+            yield to_device(x, device), to_device(y, device)
             done += 1
             if done == n:
                 return
@@ -100,8 +104,9 @@ def call(
     model: nn.Module,  # the model to run
     x: Any,  # inputs: a tensor, or a dict of keyword arguments
 ) -> Any:  # what `model` returns
-    "Run `model` on `x`."
-    return model(**x) if isinstance(x, Mapping) else model(x)
+    "Run `model` on `x`; `TypeError` or `ValueError` if it cannot take such a batch."
+    with running(model, x):
+        return model(**x) if isinstance(x, Mapping) else model(x)
 
 # %% ../../nbs/method/01_objective.ipynb #c7e8f132
 _CLIP = ("image_features", "text_features", "logit_scale", "logit_bias")
@@ -192,6 +197,16 @@ def _transformers_output(y: Any, x: Any) -> Answer | None:
     return None
 
 # %% ../../nbs/method/01_objective.ipynb #e3c5a806
+def _features(found: Any, x: Any) -> Tensor:
+    "What `read=` returned for the inputs `x`; `TypeError` unless it is a row for each sample."
+    if not isinstance(found, Tensor) or found.dim() < 2 or len(found) != size(x):
+        raise TypeError(
+            f"read= must return features of shape [batch, …], here [{size(x)}, …];"
+            f" it returned {said(found)}"
+        )
+    return found
+
+
 def answer(
     model: nn.Module,  # the model to run
     x: Any,  # inputs: a tensor or a dict
@@ -202,7 +217,7 @@ def answer(
     "Run `model` on `x`; raises `TypeError` if what it returns is of no known form."
     y = call(model, x)
     if read is not None:
-        return Answer(read(y, x), False, None)
+        return Answer(_features(read(y, x), x), False, None)
     scores = similarity(y, wide)
     if scores is not None:
         return Answer(scores, True, None, True, wide)
@@ -388,7 +403,7 @@ class Problem:
         "Loss and gradient at the gates `m`, over the batches of all processes."
         self.gates.set(m)
         a = self.answer(self.x)
-        loss = self.loss(a.out, self.y) if self.loss else distill(a, self.dense)
+        loss = compared(self.loss, a.out, self.y) if self.loss else distill(a, self.dense)
         grad = self.gates.grad(loss)
         both = over_ranks(torch.cat([grad, loss.detach().to(grad).view(1)]))
         return both[-1].item(), both[:-1]

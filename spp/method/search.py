@@ -9,8 +9,9 @@ __all__ = ['METHODS', 'AUTO', 'Clock', 'Plain', 'first_looks', 'search', 'agreem
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import chain, islice
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -18,6 +19,18 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .. import __version__
+from spp.core.checks import (
+    check_amp,
+    check_choice,
+    check_data,
+    check_fields,
+    check_file,
+    check_function,
+    check_known,
+    check_number,
+    check_seed,
+    said,
+)
 from ..core.identity import digest_of, identity, of_data, of_model
 from ..cutting.cut import name_of
 from spp.method.inclusion import (
@@ -36,8 +49,9 @@ from spp.method.inclusion import (
 from .objective import Problem, SearchStopped, agreed, fisher, ranks, stream
 from .path import SolutionPath
 from .resume import KEEP_EVERY, Run, all_states, random_states
+from ..models.checks import check_pairs
 from ..models.gates import gated
-from ..models.pairs import Pair, find_pairs, fingerprint, has_values
+from ..models.pairs import Pair, find_pairs, fingerprint, has_values, unwrapped
 
 # %% ../../nbs/method/02_search.ipynb #48ae8a2f
 @dataclass(frozen=True)
@@ -59,19 +73,10 @@ class Clock:
     metric: bool = True  # divide gradients by Fisher information plus a floor; else P is constant
 
     def __post_init__(self):
+        check_fields(self, end="(0, 1)", momentum="[0, 1)", warm="[0, 1]", by_budget="[0, 1]")
+        check_fields(self, fall="[0, 1]", every="None or whole 1", iters="whole 1", metric="flag")
         widest = 2 * (1 + self.momentum)
-        for ok, name, expected in (
-            (self.every is None or self.every >= 1, "every", "at least 1"),
-            (0 < self.end < 1, "end", "in (0, 1)"),
-            (0 <= self.momentum < 1, "momentum", "in [0, 1)"),
-            (0 <= self.warm <= 1, "warm", "in [0, 1]"),
-            (0 <= self.by_budget <= 1, "by_budget", "in [0, 1]"),
-            (0 <= self.fall <= 1, "fall", "in [0, 1]"),
-            (self.iters >= 1, "iters", "at least 1"),
-            (0 < self.safety < widest, "safety", "in (0, 2(1 + momentum))"),
-        ):
-            if not ok:
-                raise ValueError(f"`{name}` must be {expected}, got {getattr(self, name)}")
+        check_number(self.safety, "safety", f"(0, {widest:g})", ", i.e. (0, 2(1 + momentum))")
 
     def begin(
         self,
@@ -143,12 +148,8 @@ class Plain:
     lam: float | None = None  # λ ≥ 0; None: 1.5/κ
 
     def __post_init__(self):
-        for name in ("kappa", "nu", "alpha"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"`{name}` must be positive, got {value}")
-        if self.lam is not None and self.lam < 0:
-            raise ValueError(f"`lam` must be nonnegative, got {self.lam}")
+        check_fields(self, kappa="(0, ∞)", nu="None or (0, ∞)", alpha="None or (0, ∞)")
+        check_fields(self, lam="None or [0, ∞)")
 
     def begin(
         self,
@@ -323,6 +324,34 @@ def _take_steps(
     return ""
 
 # %% ../../nbs/method/02_search.ipynb #7e9d24b0
+def _check_call(
+    model: nn.Module, data: Iterable, loss: Callable | None, steps: int | str, *others
+) -> None:
+    "Raise an error for arguments of `search` that cannot be; `others` are read, seed, amp, file."
+    read, seed, amp, checkpoint = others
+    has_values(unwrapped(model))
+    check_data(data)
+    function = "(outputs, labels) → a scalar"
+    if isinstance(loss, int) and loss is not True:
+        function += f"; for {loss} steps write steps={loss}"
+    check_function(loss, "loss", function)
+    check_function(read, "read", "(what the model returned, inputs) → features")
+    whole = isinstance(steps, Integral) and not isinstance(steps, bool) and steps >= 1
+    if not whole and not (isinstance(steps, str) and steps == "auto"):
+        raise ValueError(f'`steps` must be a positive whole number or "auto", got {said(steps)}')
+    check_seed(seed)
+    check_amp(amp)
+    check_file(checkpoint, "checkpoint")
+
+
+def _settings(method: str, settings: dict) -> Clock | Plain:
+    "The method with its settings; `ValueError` or `TypeError` for those that cannot be."
+    check_choice(method, "method", METHODS)
+    known = [f.name for f in fields(METHODS[method])]
+    check_known(settings, known, f"search with method={method!r}")
+    return METHODS[method](**settings)
+
+
 _STOPPED = (
     "{what} at step {step} of {steps}: the search stopped there. The path of the {before} steps"
     " before is in this error's `path`. Look for inputs that are not finite, run the model in"
@@ -374,17 +403,15 @@ def search(
     `amp="auto"` means bfloat16 on GPUs that have it. Raises `SearchStopped` if the loss is not
     finite; the path of the steps before is in its `path`.
     """
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}: known are {', '.join(METHODS)}")
+    _check_call(model, data, loss, steps, read, seed, amp, checkpoint)
+    how = _settings(method, settings)
     if steps == "auto":
         given = dict(read=read, pairs=pairs, method=method, seed=seed, amp=amp, data_id=data_id)
         given["progress"] = progress
         return _until_settled(model, data, loss, checkpoint, **given, **settings)
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f'`steps` must be a positive whole number or "auto", got {steps!r}')
-    has_values(model)
-    how = METHODS[method](**settings)
-    pairs = find_pairs(model) if pairs is None else list(pairs)
+    pairs = find_pairs(model) if pairs is None else pairs
+    check_pairs(model, pairs)
+    pairs, steps = list(pairs), int(steps)
     device = next(model.parameters()).device
     amp = _precision(device, amp)
     info = _description(model, pairs, how, steps, seed, method, loss, read, amp)

@@ -7,6 +7,8 @@ __all__ = ['hung', 'check_pairs', 'check_copy']
 
 # %% ../../nbs/models/00_checks.ipynb #c18b0004
 from collections.abc import Iterator
+from contextlib import suppress
+from importlib import import_module
 from types import FunctionType
 from typing import Any
 
@@ -106,8 +108,7 @@ def check_pairs(
     for name, module in _parts(unwrapped(model), pairs):
         if what := hung(module, name):
             raise ValueError(f"`{name}` {what}; a cut of this layer would lose it.")
-    known = any(p.adapter != Pair.adapter for p in pairs)
-    own = set(find_pairs(model)) if known and _has_pairs(model) else set()
+    own = _own(model, pairs)
     for pair in pairs:
         if not _is_of(model, pair, own):
             there = next((p for p in own if (p.site, p.kind) == (pair.site, pair.kind)), None)
@@ -118,12 +119,20 @@ def check_pairs(
             )
 
 
-def _has_pairs(model: nn.Module) -> bool:
-    "Does `find_pairs` find anything in `model`?"
-    try:
-        return bool(find_pairs(model))
-    except TypeError:
-        return False
+def _own(model: nn.Module, pairs: list[Pair]) -> set[Pair]:
+    "What `find_pairs` and the adapters of `pairs` find in `model`."
+    adapters = {f"spp.{p.adapter}" for p in pairs if p.adapter != Pair.adapter}
+    own = set()
+    if adapters:
+        with suppress(TypeError):  # there are none
+            own |= set(find_pairs(model))
+    for name in adapters - set(ADAPTERS.values()):
+        found = getattr(import_module(name), "pairs", None)
+        if found is None:  # an adapter that is being written: its pairs cannot be compared
+            own |= {p for p in pairs if f"spp.{p.adapter}" == name}
+        else:
+            own |= set(found(model)[0])
+    return own
 
 # %% ../../nbs/models/00_checks.ipynb #c18b0014
 def check_copy(

@@ -44,11 +44,17 @@ Examples:
 
 # %% ../../nbs/running/03_cli.ipynb #6676a742
 def _told(function: Callable, *args, **kwargs) -> Any:
-    "Call `function`; print an error that is meant for the user, and exit with status 1"
+    """Call `function`; print an error that is meant for the user, in one line.
+
+    The status is then 2 where the call was wrong, and 1 where something failed.
+    """
     try:
         return function(*args, **kwargs)
-    except (ValueError, TypeError, OSError, ArithmeticError, ImportError, RuntimeError) as error:
-        echo(f"spp: {error}", err=True)
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError) as error:
+        echo(f"spp: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from error
+    except (OSError, ArithmeticError, ImportError, RuntimeError) as error:
+        echo(f"spp: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(1) from error
 
 
@@ -151,7 +157,8 @@ def _submit(runs: list[dict], cluster: str, at_once: int, **resources) -> None:
     "Submit the runs; with Slurm print the numbers of the jobs, otherwise wait for the results"
     from spp.running.slurm import Resources, launch
 
-    jobs = _told(launch, runs, cluster, Resources(**resources), at_once=at_once)
+    asked = _told(Resources, **resources)
+    jobs = _told(launch, runs, cluster, asked, at_once=at_once)
     if cluster == "slurm":
         numbers = ", ".join(job.job_id for job in jobs)
         echo(f"submitted {numbers}; `spp jobs` shows how they stand")
@@ -274,9 +281,16 @@ def llm(
     from spp.llm.running import TASKS, run_llm
 
     asked = TASKS if tasks == "paper" else tuple(tasks.split(",")) if tasks else ()
-    what = model, out, calibration, sparsity, pattern, params, repair, metric
-    how = windows, length, seed, judge, asked, steps, uniform, device, dtype
-    echo(_llm_text(_told(run_llm, *what, *how), out))
+    result = _told(
+        run_llm,
+        model,
+        out,
+        calibration,
+        **dict(sparsity=sparsity, pattern=pattern, params=params, repair=repair, metric=metric),
+        **dict(n=windows, length=length, seed=seed, judge=judge, tasks=asked, steps=steps),
+        **dict(uniform=uniform, device=device, dtype=dtype),
+    )
+    echo(_llm_text(result, out))
 
 # %% ../../nbs/running/03_cli.ipynb #51f183fb
 @app.command()

@@ -21,6 +21,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spp.core.checks import (
+    check_choice,
+    check_device,
+    check_fields,
+    check_flag,
+    check_seed,
+    check_whole,
+    said,
+)
 from ..core.files import check_output, place, replacing
 from ..core.formats import digest, kind_of
 from ..core.identity import of_data, of_model
@@ -40,7 +49,7 @@ from ..method.search import first_looks, search
 from ..models.pairs import adapter_of, find_pairs
 from .folder import KINDS, alone, read_json, remember, timed, write_json
 from ..training.checkpoint import KIND as TRAINING
-from ..training.family import folder_of, share_text, walk
+from ..training.family import check_shares, folder_of, share_text, walk
 from ..training.finetune import finetune
 
 # %% ../../nbs/running/00_recipes.ipynb #11ffa757
@@ -72,6 +81,13 @@ class Recipe:
     chunk: int | None = None  # of a CLIP: pairs that go through it at a time
     balance: int = 0  # batches that balance the heads before the search; 0: not, as in the paper
     source: str = "Ding et al. (2025), Table 6"  # where the settings come from
+
+    def __post_init__(self):
+        check_fields(self, update="whole 1", prune="whole 0", finetune="whole 0", batch="whole 1")
+        check_fields(self, lr="(0, ∞)", mixup="[0, ∞)", cutmix="[0, ∞)", smoothing="[0, 1)")
+        check_fields(self, ema="None or (0, 1)", clip="None or (0, ∞)", share="[0, 1]")
+        check_fields(self, chunk="None or whole 1", balance="whole 0")
+        check_shares(self.params)
 
 # %% ../../nbs/running/00_recipes.ipynb #04eb5f34
 _CLIP = dict(augment={}, mixup=0.0, cutmix=0.0, smoothing=0.0, ema=None, tag="openai")
@@ -112,8 +128,8 @@ def plan(
     **overrides,  # fields of the recipe, e.g. lr=1e-4; None: leave as it is
 ) -> Recipe:  # the settings of a run
     "A recipe with some of its fields changed; `ValueError` for an unknown recipe or field."
-    if recipe not in RECIPES:
-        raise ValueError(f"unknown recipe {recipe!r}: known are {', '.join(RECIPES)}")
+    check_choice(recipe, "recipe", RECIPES)
+    check_flag(smoke, "smoke")
     known = [f.name for f in fields(Recipe)]
     if unknown := overrides.keys() - set(known):
         raise ValueError(f"a recipe has no {', '.join(sorted(unknown))}: it has {', '.join(known)}")
@@ -155,6 +171,10 @@ def _dense(recipe: Recipe, weights: bool, smoke: bool, **arguments) -> nn.Module
     import timm
 
     if not recipe.tag:
+        if ":" not in recipe.model and not timm.is_model(recipe.model):
+            raise ValueError(
+                f"timm has no model {recipe.model!r}: timm.list_models('*deit*') lists its names"
+            )
         return timm.create_model(recipe.model, pretrained=weights and not smoke, **arguments)
     if smoke:
         return _small_clip(recipe.model)
@@ -284,7 +304,7 @@ def _prune(run: _Run, path: SolutionPath) -> dict[float, nn.Module]:
         members = walk(
             path,
             run.train,
-            folders,
+            list(folders),
             r.prune,
             lr=r.lr / 10,
             share=r.share,
@@ -407,11 +427,15 @@ def _stages(
     return model, members, table.assign(share=table.params / table.params.iloc[0])
 
 # %% ../../nbs/running/00_recipes.ipynb #4dfe8f3a
-def _check_run(recipe: Recipe, data: Any, smoke: bool, world: int) -> None:
+def _check_run(recipe: Recipe, data: Any, name: str, smoke: bool, world: int) -> None:
     "`ValueError` for a run without data, or a batch that the processes cannot share"
     if data is None and not smoke:
         raise ValueError(
             "no data: pass the folder of the images, or smoke=True to try the code on noise"
+        )
+    if data is not None and not name and not Path(data).is_dir():
+        raise FileNotFoundError(
+            f"no folder {data}: expected one with train/ and val/, or with images and captions"
         )
     if recipe.batch % world:
         raise ValueError(
@@ -448,6 +472,17 @@ def _found(model: nn.Module, plain: Iterable, train: Iterable, test: Iterable) -
     data = {"training": plain, "held out": test}
     seen = {name: of_data(batches)[0] for name, batches in data.items()}
     return dict(dense=of_model(model), batches=agreed(seen))
+
+
+def _check_rest(name: str, workers: int, missing: str, seed: int, device: str | None) -> None:
+    "Raise `TypeError` or `ValueError` for arguments of `run` that cannot be"
+    if not isinstance(name, str):
+        raise TypeError(f"`name` must be the name of a data set, got {said(name)}")
+    check_whole(workers, "workers", 0)
+    check_choice(missing, "value of `missing`", ("stop", "skip"))
+    check_seed(seed)
+    if device is not None:
+        check_device(device)
 
 
 def _write_results(out: Path, table: pd.DataFrame, recipe: str, circumstances: dict) -> None:
@@ -487,7 +522,8 @@ def run(
     r = plan(recipe, smoke, **overrides)
     started = time.time()
     rank, world = ranks()
-    _check_run(r, data, smoke, world)
+    _check_run(r, data, name, smoke, world)
+    _check_rest(name, workers, missing, seed, device)
     out = place(out)
     _check_outputs(out, r)
     out.mkdir(parents=True, exist_ok=True)

@@ -21,6 +21,7 @@ import pandas as pd
 import torch
 from torch import distributed as dist
 
+from ..core.checks import check_choice, check_fields, check_whole
 from ..core.formats import understood
 from .folder import progress, read_json, write_json
 from .recipes import run
@@ -42,6 +43,10 @@ class Resources:
     setup: tuple[str, ...] = ()  # lines of shell before the job, e.g. "module load cuda"
     resubmit: int = 20  # time-outs after which a job is given up
     signal_s: int = 120  # seconds before the end at which Slurm signals the job
+
+    def __post_init__(self):
+        check_fields(self, nodes="whole 1", gpus="whole 0", tasks="None or whole 1", cpus="whole 1")
+        check_fields(self, hours="(0, ∞)", resubmit="whole 0", signal_s="whole 0")
 
     def slurm(
         self,
@@ -138,8 +143,8 @@ class Job:
 # %% ../../nbs/running/01_slurm.ipynb #3efff316
 def _check_cluster(cluster: str, runs: list[dict], resources: Resources, at_once: int) -> None:
     "Raise an error where `cluster` cannot run these jobs"
-    if cluster not in ("slurm", "local", "debug"):
-        raise ValueError(f"unknown cluster {cluster!r}: known are slurm, local, debug")
+    check_choice(cluster, "cluster", ("slurm", "local", "debug"))
+    check_whole(at_once, "at_once")
     if cluster == "slurm" and shutil.which("sbatch") is None:
         raise RuntimeError(
             "no Slurm here: the command `sbatch` is not there. Submit from a login node of the"

@@ -21,6 +21,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from spp.core.checks import (
+    check_amp,
+    check_data,
+    check_fields,
+    check_file,
+    check_flag,
+    check_function,
+    check_model,
+    check_whole,
+)
 from ..core.files import check_output, place, replacing
 from spp.core.identity import (
     digest_of,
@@ -33,6 +43,7 @@ from spp.core.identity import (
 from ..core.restored import restored
 from ..cutting.cut import name_of
 from ..method.objective import agreed, over_ranks, ranks, stream
+from ..models.pairs import has_values, unwrapped
 from .checkpoint import KIND, Training, tensors_of
 from .losses import Lesson
 from .parallel import Sharded, Wide, distributed, no_sync
@@ -55,6 +66,33 @@ class Settings:
     clip: float | None  # largest norm of a gradient
     amp: torch.dtype | None  # the type to run in; None: that of the weights
 
+    def __post_init__(self):
+        check_fields(self, epochs="whole 1", lr="(0, ∞)", weight_decay="[0, ∞)", warmup="[0, 1]")
+        check_fields(self, share="[0, 1]", temperature="(0, ∞)", features="[0, ∞)")
+        check_fields(self, layer_decay="None or (0, 1]", accumulate="whole 1")
+        check_fields(self, ema="None or (0, 1)", clip="None or (0, ∞)")
+
+
+def _check_call(model: nn.Module, data: Iterable, teacher: nn.Module | None, how: dict) -> None:
+    "Raise `TypeError` or `ValueError` for arguments of `finetune` that are not what they should be"
+    has_values(unwrapped(model))
+    check_data(data)
+    if teacher is model:
+        raise ValueError("the teacher is the model itself: pass the dense model as teacher=")
+    if teacher is not None:
+        check_model(teacher, "teacher")
+    check_function(how["loss"], "loss", "(outputs, labels) → a scalar", optional=False)
+    check_function(how["mixup"], "mixup", "(inputs, labels) → the same, mixed")
+    check_function(how["evaluate"], "evaluate", "a model → a number or a dict of numbers")
+    check_function(how["before"], "before", "(batch, batches in all)")
+    check_amp(how["amp"])
+    check_flag(how["shard"], "shard")
+    check_whole(how["every"], "every")
+    if how["chunk"] is not None:
+        check_whole(how["chunk"], "chunk")
+    check_file(how["log"], "log")
+    check_file(how["checkpoint"], "checkpoint")
+
 
 def _check(
     settings: Settings,
@@ -65,18 +103,8 @@ def _check(
 ) -> None:
     "Raise `ValueError` for settings that cannot be, `TypeError` for data that has no length."
     s = settings
-    if s.epochs < 1 or s.accumulate < 1:
-        raise ValueError(
-            f"`epochs` and `accumulate` must be at least 1, got {s.epochs} and {s.accumulate}"
-        )
-    if not 0 <= s.share <= 1:
-        raise ValueError(f"`share` must be in [0, 1], got {s.share}")
-    if s.ema is not None and not 0 < s.ema < 1:
-        raise ValueError(f"`ema` is the decay of the average, in (0, 1), e.g. .9998; got {s.ema}")
     if s.features and teacher is None:
         raise ValueError("`features` are those of a teacher: pass teacher=")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"`chunk` must be at least 1, got {chunk}")
     if chunk is not None and s.features:
         raise ValueError("`features` are heard once per batch: leave out chunk=, or features=")
     if shard and ranks()[1] == 1:
@@ -515,6 +543,9 @@ def finetune(
     `ArithmeticError` if the loss is not finite: the model is then as it was after the last whole
     epoch. `ValueError` for settings that cannot be, and for the checkpoint of another training.
     """
+    how = dict(loss=loss, mixup=mixup, evaluate=evaluate, before=before, amp=amp, shard=shard)
+    how |= dict(every=every, chunk=chunk, log=log, checkpoint=checkpoint)
+    _check_call(model, data, teacher, how)
     settings = Settings(
         epochs,
         lr,
@@ -530,6 +561,8 @@ def finetune(
         _precision(amp, next(model.parameters()).device),
     )
     _check(settings, data, teacher, shard, chunk)
+    if teacher is model:
+        raise ValueError("the teacher is the model itself: pass the dense model as teacher=")
     checkpoint, log = _outputs(checkpoint, log)
     told = {}
     if checkpoint:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.checks import compared
 from ..method.objective import Answer, answer, distill, labelled
 from ..models.pairs import find_pairs
 
@@ -27,10 +28,12 @@ def mixed_loss(
 ) -> Tensor:  # scalar
     "Labels and teacher (eq. 1); what is missing counts nothing."
     if teacher is None:
-        return loss(a.out, y)
+        return compared(loss, a.out, y)
     t = temperature if a.logits else 1.0
     kl = t**2 * distill(a._replace(out=a.out / t), teacher._replace(out=teacher.out / t))
-    return (1 - share) * loss(a.out, y) + share * kl if labelled(loss, y) else kl
+    if not labelled(loss, y):
+        return kl
+    return (1 - share) * compared(loss, a.out, y) + share * kl
 
 # %% ../../nbs/training/00_losses.ipynb #498a884f
 def relative_distance(
