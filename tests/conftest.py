@@ -5,6 +5,7 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores: a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +27,18 @@ def family(request):
 def small():
     "A ViT that searches in a second, and batches for it"
     return small_vit()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    "A file system of 256 kB, where one can be mounted"
+    place = tmp_path / "disk"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=40", "tmpfs", str(place)]
+    if os.getuid() != 0 or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("needs root to mount a small file system")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.fixture(scope="session")

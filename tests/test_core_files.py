@@ -207,18 +207,6 @@ def test_a_parent_without_leave(tmp_path):
         check_output(tmp_path / "out", KIND)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    "A file system of 256 kB, where one can be mounted"
-    place = tmp_path / "disk"
-    place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k,nr_inodes=40", "tmpfs", str(place)]
-    if os.getuid() != 0 or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip("needs root to mount a small file system")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 def test_read_only(small_disk):
     "Found before the work"
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)

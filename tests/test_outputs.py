@@ -6,6 +6,7 @@ The table of outputs stands in `outputs.py`; each test goes through all of it.
 import os
 import random
 import shutil
+import subprocess
 
 import pytest
 from families import small_vit
@@ -273,3 +274,18 @@ def test_a_log_and_a_report_replace_only_their_own(tmp_path):
             report([tmp_path / "run"], page)
         assert file.read_text() != before
         file.write_text(before)
+
+
+@pytest.mark.parametrize("name", [*FOLDERS, "path", "llm path", "record"])
+def test_a_full_disk_names_the_output(small_disk, name):
+    "Whichever library meets it; what was there is as it was, and no box stays"
+    subprocess.run(["mount", "-o", "remount,size=8m,nr_inodes=200", str(small_disk)], check=True)
+    OUTPUTS[name].write(small_disk / "out")
+    before = OUTPUTS[name].read(small_disk / "out")
+    room = os.statvfs(small_disk)
+    (small_disk / "filler").write_bytes(bytes(room.f_bavail * room.f_bsize - 4096))
+    with pytest.raises(OSError, match=r"out could not be (written|replaced).*(full|No space)"):
+        OUTPUTS[name].write(small_disk / "out")
+    assert OUTPUTS[name].read(small_disk / "out") == before
+    # what was small enough to be written, and could not be put in place, is kept
+    assert {x.name for x in small_disk.iterdir()} - {"out.new"} == {"filler", "out"}
