@@ -357,6 +357,7 @@ def _benchmarks() -> dict[str, Callable[[Path], Path]]:
         "speed": bench.speed,
         "family": bench.families,
         "balance": bench.balanced,
+        "repair": bench.repairs,
         "clip": clip_bench,
         "llm": llm_bench,
     }
@@ -376,7 +377,7 @@ def bench(
         str,
         Argument(
             help="digits, minilm, dinov2, smollm2, ablation, torch-pruning, search-cost,"
-            " search-memory, speed, family, balance, clip or llm."
+            " search-memory, speed, family, balance, repair, clip or llm."
         ),
     ],
     out: Annotated[Path, Option(help="Folder for the JSON file.")] = Path("results"),
