@@ -39,10 +39,13 @@ def read(path: Path) -> nbformat.NotebookNode:
 
 
 def kernel_environment() -> dict[str, str]:
-    "The environment of a kernel: this checkout comes first; bars are off, for they tell the time"
+    """The environment of a kernel: this checkout comes first; bars are off, for they tell the time.
+
+    A backend of Matplotlib that was chosen outside would leave the pages without pictures.
+    """
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "MPLBACKEND"},
         "PYTHONPATH": path,
         "TQDM_DISABLE": "1",
         "PYDEVD_DISABLE_FILE_VALIDATION": "1",

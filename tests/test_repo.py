@@ -50,6 +50,9 @@ def test_notebook_is_whole(book):
     assert len(set(ids)) == len(ids)
     code = [cell for cell in cells(book) if cell["cell_type"] == "code"]
     assert not code or any(cell.get("outputs") for cell in code)
+    for cell in code:
+        if "#| fig-alt" in source(cell) and "if FULL" not in source(cell):
+            assert any("image/png" in out.get("data", {}) for out in cell["outputs"]), source(cell)
     prose = [cell for cell in cells(book) if cell["cell_type"] == "markdown"]
     for cell in prose:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", source(cell)):
