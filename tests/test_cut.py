@@ -2,14 +2,17 @@
 
 import copy
 
+import open_clip
 import pytest
 import torch
 from families import CLIPS, FAMILIES, ROTARY, out, randomised, to
 
 from spp import cut, find_pairs, gated
 from spp.cutting.budget import Steps, cost_of, macs_of, params_of
+from spp.cutting.cut import differences
 from spp.method.objective import answer
 from spp.method.path import SolutionPath
+from spp.models import open_clip_build
 from spp.models.open_clip_heads import HeadAttention
 from spp.models.pairs import adapter_of, opened, split_units
 from spp.models.timm_heads import Narrow
@@ -336,3 +339,16 @@ def test_what_is_left_alone_in_timm():
     assert cut(model, found, mask).spp.widths["blocks.0.attn"] == {"heads": 3, "head_dim": 16}
     own = FAMILIES["beit"]()[0]
     assert cut(own, found, mask).spp.widths["blocks.0.attn"] == {"heads": 2, "head_dim": 16}
+
+
+@pytest.mark.parametrize(
+    "name, pairs, units", [("ViT-L-14", 108, 202_752), ("ViT-H-14-CLIPA", 168, 393_216)]
+)
+def test_large_clips_by_name(name, pairs, units):
+    "Found whole, described, and built again; without values, since they are large"
+    with torch.device("meta"):
+        model = open_clip.create_model(name, device="meta").eval()
+    found = find_pairs(model)
+    assert (len(found), sum(p.n for p in found)) == (pairs, units)
+    again = open_clip_build.build(open_clip_build.describe(model)).eval()
+    assert differences(model, again) == {}
