@@ -245,6 +245,11 @@ add(
 )
 
 
+def half(w):
+    "A mask of every other unit"
+    return torch.arange(w.n) % 2
+
+
 # --- data -------------------------------------------------------------------------------------
 
 NO_DATA = {
@@ -261,6 +266,8 @@ TAKES_DATA = {
     "search": lambda w, tmp, d: search(w, tmp, w.model, d),
     "balance": lambda w, tmp, d: balance(w, tmp, w.model, d),
     "finetune": lambda w, tmp, d: finetune(w, tmp, vit(), d, w.model),
+    "repair": lambda w, tmp, d: spp.repair(w.model, w.pairs, half(w), d, progress=False),
+    "path.cut": lambda w, tmp, d: w.path.cut(params=0.5, repair=d),
     "accuracy": lambda w, tmp, d: accuracy(w.model, d),
     "evaluate": lambda w, tmp, d: evaluate(w.model, d),
     "baseline": lambda w, tmp, d: baseline("fisher", w.model, d),
@@ -270,6 +277,8 @@ TAKES_DATA = {
 }
 for where, function in TAKES_DATA.items():
     for what, (wrong, text) in NO_DATA.items():
+        if (what, where) == ("None", "path.cut"):
+            continue  # no repair
         if what in ("None", "one tensor") or where in ("search", "finetune", "evaluate"):
 
             def run(w, tmp, function=function, wrong=wrong):
@@ -280,7 +289,7 @@ for where, function in TAKES_DATA.items():
     def empty(w, tmp, function=function):
         return function(w, tmp, [])
 
-    if where not in ("taylor", "walk", "joint"):
+    if where not in ("taylor", "walk", "joint", "repair", "path.cut"):
         add(f"{where} of no batches", empty, ValueError, "the data has no batches", "")
 
 BATCHES = {
@@ -411,7 +420,12 @@ for what, read in dict(nothing=lambda y, x: None, number=lambda y, x: y.sum()).i
 for what, loss, kind, text in (
     ("no scalar", lambda out, y: out, TypeError, r"`loss` must return a scalar tensor"),
     ("a number", lambda out, y: 1.0, TypeError, "`loss` must return a scalar tensor.*got 1.0"),
-    ("a failure", lambda out, y: F.mse_loss(out, y), ValueError, r"shape \[8, 10\] with labels"),
+    (
+        "a failure",
+        lambda out, y: (out @ y.float()).sum(),
+        ValueError,
+        r"shape \[8, 10\] with labels",
+    ),
 ):
 
     def run(w, tmp, loss=loss):
@@ -432,6 +446,34 @@ for v, kind in ((3, TypeError), (True, TypeError), ("", ValueError), (b"x", Type
 
     text = "the name of a file or folder, got|is no name of a file"
     add(f"search checkpoint={v!r}", run, kind, text)
+
+
+class Mlp(nn.Module):
+    "A residual MLP of one's own"
+
+    def __init__(self, between):
+        super().__init__()
+        self.up, self.between, self.down = nn.Linear(4, 10), between, nn.Linear(10, 4)
+
+    def forward(self, x):
+        return x + self.down(self.between(self.up(x)))
+
+
+for what, between, names, text in (
+    (
+        "reversed",
+        nn.ReLU(),
+        ("down", "up"),
+        "`up` does not read what `down` puts out.*'up', 'down'",
+    ),
+    ("with a norm between", nn.LayerNorm(10), ("up", "down"), "that is not elementwise"),
+):
+
+    def run(w, tmp, between=between, names=names):
+        m = Mlp(between)
+        return search(w, tmp, m, [torch.randn(3, 4)], pairs=[spp.mlp_pair(m, "", *names)])
+
+    add(f"search of a pair {what}", run, ValueError, text)
 
 
 # --- pairs, and what hangs on a model ---------------------------------------------------------
@@ -464,6 +506,7 @@ TAKES_PAIRS = {
     "gated": lambda w, tmp, p: spp.gated(w.model, p).__enter__(),
     "balance": lambda w, tmp, p: balance(w, tmp, pairs=p),
     "magnitude": lambda w, tmp, p: magnitude(w.model, p),
+    "repair": lambda w, tmp, p: spp.repair(w.model, p, torch.ones(1), w.data),
     "taylor": lambda w, tmp, p: taylor(w.model, p, w.data),
 }
 for where, function in TAKES_PAIRS.items():
@@ -648,7 +691,11 @@ for what, (wrong, kind, text) in MASKS.items():
     def run(w, tmp, wrong=wrong):
         return spp.cut(w.model, w.pairs, wrong(w))
 
+    def repaired(w, tmp, wrong=wrong):
+        return spp.repair(w.model, w.pairs, wrong(w), w.data)
+
     add(f"cut of a mask {what}", run, kind, text)
+    add(f"repair of a mask {what}", repaired, kind, text)
 numbers(
     "cut",
     lambda w, tmp, align: spp.cut(w.model, w.pairs, torch.ones(w.n), align),

@@ -18,6 +18,7 @@ from torch import distributed as dist
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..core.checks import check_amp, check_data, check_function, check_mask, check_whole
 from ..cutting.cut import cut
 from .least_squares import Choice, Fit, Moments, best_fit, over_processes
 from .objective import Answer, answer, over_ranks, parts, ranks, to_device
@@ -31,6 +32,7 @@ from spp.method.side_by_side import (
     matrix,
     side_by_side,
 )
+from ..models.checks import check_copy, check_pairs
 from ..models.pairs import Pair, fingerprint, has_values, unwrapped
 
 # %% ../../nbs/method/08_repair.ipynb #7c3e0e08
@@ -260,6 +262,15 @@ def _batches(
     return _taken(data, batches, enough)
 
 
+def _check_call(model: nn.Module, pairs: list[Pair], mask: Tensor, data: Iterable) -> None:
+    "Raise `TypeError` or `ValueError` unless `data` can repair this cut."
+    has_values(unwrapped(model))
+    check_pairs(model, pairs)
+    check_copy(model)
+    check_mask(mask, sum(p.n for p in pairs))
+    check_data(data)
+
+
 def repair(
     model: nn.Module,  # the dense model; not changed
     pairs: list[Pair],  # its pairs
@@ -279,7 +290,13 @@ def repair(
     report says which, in `small.spp.path["repair"]`. Warns if there are few tokens. Raises
     `ValueError` if the data has no batches, and what `spp.cut` raises.
     """
-    has_values(unwrapped(model))
+    _check_call(model, pairs, mask, data)
+    counts = dict(align=align, batches=batches, draws=draws)
+    for name, count in counts.items():
+        if count is not None:
+            check_whole(count, name)
+    check_function(read, "read", "(outputs, inputs) → features")
+    check_amp(amp, auto=False)
     mask = mask.bool().cpu()
     inputs = _batches(model, pairs, mask, data, batches, amp)
     choices: dict[str, Choice] = {}

@@ -48,6 +48,7 @@ from spp.method.inclusion import (
 )
 from .objective import Problem, SearchStopped, agreed, fisher, ranks, stream
 from .path import SolutionPath
+from .proof import prove
 from .resume import KEEP_EVERY, Run, all_states, random_states
 from ..models.checks import check_pairs
 from ..models.gates import gated
@@ -232,6 +233,7 @@ def _fisher_of_output(problem: Problem, batches: Iterable, generator: torch.Gene
     batches = iter(batches)
     first = next(batches)
     whole = Problem(problem.model, problem.gates, amp=problem.amp)
+    prove(problem.model, problem.gates, lambda: problem.answer(first[0]).out)
     problem.gates.off()
     try:
         with torch.no_grad():
