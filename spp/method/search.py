@@ -32,6 +32,7 @@ from spp.core.checks import (
     said,
 )
 from ..core.identity import digest_of, identity, of_data, of_model
+from ..core.restored import on_interrupt, what_is_kept
 from ..cutting.cut import name_of
 from spp.method.inclusion import (
     Split,
@@ -286,8 +287,11 @@ def _depends(
     functions: tuple,
     data: Iterable,
     data_id: str | None,
+    checkpoint: str | os.PathLike | None,
 ) -> tuple[dict, Iterable]:
-    "All that a checkpoint of the search depends on; and the data, whole."
+    "All that a checkpoint of the search depends on, if there is one; and the data, whole."
+    if not checkpoint:
+        return info, data
     loss, read = map(identity, functions)
     found, data = of_data(data, data_id)
     own = dict(pairs=digest_of([asdict(p) for p in pairs]), loss=loss, read=read)
@@ -376,6 +380,23 @@ def _begin(
     return Run(measured, state, all_states(random, next(problem.model.parameters()).device))
 
 
+def _ended(run: Run, pairs: list[Pair], info: dict, model: nn.Module, stopped: str) -> SolutionPath:
+    "The path of a run that has ended; `SearchStopped` if something stopped it before its end"
+    path = run.path(pairs, {**info, "steps": run.k}).attach(model) if run.k else None
+    if stopped:
+        steps = info["steps"]
+        text = _STOPPED.format(what=stopped, step=run.k + 1, steps=steps, before=run.k)
+        raise SearchStopped(text, path)
+    return path
+
+
+def _interrupted(run: Run | None, steps: int, checkpoint: str | os.PathLike | None) -> str:
+    "What Ctrl-C says"
+    done = run.k if run else 0
+    kept = done if done == steps else done // KEEP_EVERY * KEEP_EVERY
+    return what_is_kept("search", f"step {done} of {steps}", checkpoint, kept)
+
+
 def _bar(steps: int, done: int, progress: bool) -> tqdm:
     "A progress bar, of the first process alone; TQDM_DISABLE=1 switches it off, too."
     off = {} if progress and ranks()[0] == 0 else {"disable": True}
@@ -417,9 +438,7 @@ def search(
     device = next(model.parameters()).device
     amp = _precision(device, amp)
     info = _description(model, pairs, how, steps, seed, method, loss, read, amp)
-    told = info
-    if checkpoint:
-        told, data = _depends(info, model, pairs, (loss, read), data, data_id)
+    told, data = _depends(info, model, pairs, (loss, read), data, data_id, checkpoint)
     run = Run.resumed(checkpoint, told, device)
 
     rank = ranks()[0]
@@ -431,7 +450,7 @@ def search(
         if checkpoint and rank == 0 and (run.k % KEEP_EVERY == 0 or run.k == steps):
             run.save(checkpoint, told)
 
-    with gated(model, pairs) as gates:
+    with on_interrupt(lambda: _interrupted(run, steps, checkpoint)), gated(model, pairs) as gates:
         problem = Problem(model, gates, loss, read, amp)
         if run is None:
             run = _begin(problem, how, islice(batches, looks), steps, seed, random)
@@ -439,11 +458,7 @@ def search(
             next(islice(batches, looks + run.k - 1, None))  # skip the batches already seen
         with _bar(steps, run.k, progress) as bar:
             stopped = _take_steps(run, how, problem, batches, pairs, steps, keep, bar)
-    path = run.path(pairs, {**info, "steps": run.k}).attach(model) if run.k else None
-    if stopped:
-        text = _STOPPED.format(what=stopped, step=run.k + 1, steps=steps, before=run.k)
-        raise SearchStopped(text, path)
-    return path
+    return _ended(run, pairs, info, model, stopped)
 
 # %% ../../nbs/method/02_search.ipynb #163d8a7e
 # steps of the first run and of the longest; Spearman correlation of two runs that agree

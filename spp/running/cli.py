@@ -6,6 +6,7 @@
 __all__ = ['app', 'demo', 'show', 'recipes', 'run', 'llm', 'jobs', 'report', 'bench', 'main']
 
 # %% ../../nbs/running/03_cli.ipynb #14f408b3
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,9 +15,23 @@ import typer
 from typer import Argument, Option, echo
 
 from .. import __version__
+from ..core.restored import on_interrupt
 
 # %% ../../nbs/running/03_cli.ipynb #97ab9d56
+class _Commands(typer.core.TyperGroup):
+    "The commands; Ctrl-C ends each of them with a line that says what is kept, and status 130"
+
+    def invoke(self, ctx):
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            if os.environ.get("RANK", "0") == "0":  # one of the processes of torchrun
+                echo(f"spp: {interrupt or 'stopped'}", err=True)
+            ctx.exit(130)
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -109,7 +124,8 @@ def demo(
     """
     from spp.lab.demo import demo as run
 
-    table = _told(run, out, steps, epochs, seed=seed)
+    with on_interrupt(lambda: f"the demo stopped; nothing was written to {out}"):
+        table = _told(run, out, steps, epochs, seed=seed)
     echo(_demo_text(table, steps, out))
 
 # %% ../../nbs/running/03_cli.ipynb #d4b1ff12
@@ -163,8 +179,9 @@ def _submit(runs: list[dict], cluster: str, at_once: int, **resources) -> None:
         numbers = ", ".join(job.job_id for job in jobs)
         echo(f"submitted {numbers}; `spp jobs` shows how they stand")
     else:
-        for job in jobs:
-            echo(_told(job.results)[0])
+        with on_interrupt(lambda: "the jobs go on; `spp jobs` shows how they stand"):
+            for job in jobs:
+                echo(_told(job.results)[0])
 
 # %% ../../nbs/running/03_cli.ipynb #2ae2aa49
 @app.command()
@@ -281,15 +298,16 @@ def llm(
     from spp.llm.running import TASKS, run_llm
 
     asked = TASKS if tasks == "paper" else tuple(tasks.split(",")) if tasks else ()
-    result = _told(
-        run_llm,
-        model,
-        out,
-        calibration,
-        **dict(sparsity=sparsity, pattern=pattern, params=params, repair=repair, metric=metric),
-        **dict(n=windows, length=length, seed=seed, judge=judge, tasks=asked, steps=steps),
-        **dict(uniform=uniform, device=device, dtype=dtype),
-    )
+    with on_interrupt(lambda: f"the model was not pruned; nothing was written to {out}"):
+        result = _told(
+            run_llm,
+            model,
+            out,
+            calibration,
+            **dict(sparsity=sparsity, pattern=pattern, params=params, repair=repair, metric=metric),
+            **dict(n=windows, length=length, seed=seed, judge=judge, tasks=asked, steps=steps),
+            **dict(uniform=uniform, device=device, dtype=dtype),
+        )
     echo(_llm_text(result, out))
 
 # %% ../../nbs/running/03_cli.ipynb #51f183fb
@@ -383,7 +401,9 @@ def bench(
     out: Annotated[Path, Option(help="Folder for the JSON file.")] = Path("results"),
 ):
     "Measure the numbers of the results pages again."
-    echo(f"wrote {_told(_measure, what, out)}")
+    with on_interrupt(lambda: f"the benchmark stopped; nothing was written to {out}"):
+        file = _told(_measure, what, out)
+    echo(f"wrote {file}")
 
 # %% ../../nbs/running/03_cli.ipynb #0b0a0f58
 def main():

@@ -33,6 +33,7 @@ from spp.core.checks import (
 from ..core.files import check_output, place, replacing
 from ..core.formats import digest, kind_of
 from ..core.identity import of_data, of_model
+from ..core.restored import on_interrupt
 from ..cutting.budget import check_budget, macs_of, params_of
 from ..cutting.files import KIND, load, save
 from ..cutting.latency import relative_latency
@@ -48,6 +49,7 @@ from ..method.resume import RUN
 from ..method.search import first_looks, search
 from ..models.pairs import adapter_of, find_pairs
 from .folder import KINDS, alone, read_json, remember, timed, write_json
+from .folder import progress as progress_of
 from ..training.checkpoint import KIND as TRAINING
 from ..training.family import check_shares, folder_of, share_text, walk
 from ..training.finetune import finetune
@@ -295,12 +297,11 @@ def _prune(run: _Run, path: SolutionPath) -> dict[float, nn.Module]:
     folders = {
         share: run.out / "pruned" / folder_of(share) for share in sorted(r.params, reverse=True)
     }
-    if all(folder.exists() for folder in folders.values()):
-        _finish(checkpoint)
+    if not r.prune and all(folder.exists() for folder in folders.values()):
         return {share: load(folder) for share, folder in folders.items()}
     if not r.prune:
         members = {share: path.cut(params=share) for share in folders}
-    else:
+    else:  # a walk knows its own members, and reads them
         members = walk(
             path,
             run.train,
@@ -529,7 +530,9 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     about = dict(recipe=recipe, data=str(data), name=name, seed=seed, smoke=smoke)
-    with alone(out) if rank == 0 else nullcontext():
+    kept = f"{out} keeps what is done: the same command resumes it"
+    told = on_interrupt(lambda: f"the run stopped ({progress_of(out)}); {kept}")
+    with told, alone(out) if rank == 0 else nullcontext():
         about |= dict(pretrained=weights and not smoke, processes=world, **asdict(r))
         remember(out, about, begin=False)
         torch.manual_seed(seed)

@@ -32,6 +32,7 @@ from spp.core.checks import (
 from ..core.files import check_output, place, recover, replace_json, replacing
 from ..core.formats import digest, inside, load_json, save_json, understood
 from ..core.identity import check_same, digest_of, identity, of_data, of_model
+from ..core.restored import on_interrupt, what_is_kept
 from ..cutting.budget import cost_of
 from ..cutting.cut import cut as cut_model
 from ..cutting.files import KIND as MODEL
@@ -211,6 +212,14 @@ class _Walk:
         self.clean = copy.deepcopy(path.model)  # the same weights, without gates, to be cut
         self.members = keep.members(self.budgets) if keep else {}
 
+    def interrupted(self, checkpoint: str | os.PathLike | None) -> str:
+        "What Ctrl-C says."
+        done = f"{len(self.members)} of {len(self.budgets)} members"
+        if not self.keep or not checkpoint:
+            return what_is_kept("walk", done, None, 0)
+        kept = Path(checkpoint).exists() or len(self.members)
+        return what_is_kept("walk", done, f"{self.keep.folder} and {checkpoint}", kept)
+
     def leave(self, i: int) -> None:
         "Cut member `i` out of the network as it is."
         budget = self.budgets[i]
@@ -276,7 +285,10 @@ def walk(
     if len(way.members) == len(masks):
         return way.members
     teacher = path.model if teacher is None else teacher
-    with gated(way.live, path.pairs, train=True) as gates:
+    with (
+        on_interrupt(lambda: way.interrupted(checkpoint)),
+        gated(way.live, path.pairs, train=True) as gates,
+    ):
 
         def before(batch: int, batches: int):
             way.at(gates, batch, batches)

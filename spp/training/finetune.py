@@ -40,7 +40,7 @@ from spp.core.identity import (
     random_states,
     set_random_states,
 )
-from ..core.restored import restored
+from ..core.restored import on_interrupt, restored, what_is_kept
 from ..cutting.cut import name_of
 from ..method.objective import agreed, over_ranks, ranks, stream
 from ..models.pairs import has_values, unwrapped
@@ -257,13 +257,17 @@ def _told(
     teacher: nn.Module | None,
     settings: Settings,
     data_id: str | None,
-    resumes: bool,
+    checkpoint: Path | None,
     **functions: Callable | None,
 ) -> dict:
-    "All that a training depends on; the checkpoint of another one is refused."
+    "All that a training depends on, if it has a checkpoint; that of another one is refused."
+    if checkpoint is None:
+        return {}
     own = of_model(model)
     now, begun = _STOPPED.get(model, ("", ""))
-    if resumes and own["weights"] == now:  # the same call again, after Ctrl-C or an error
+    if (
+        checkpoint.exists() and own["weights"] == now
+    ):  # the same call again, after Ctrl-C or an error
         own["weights"] = begun
     wanted = digest_of([p.requires_grad for p in model.parameters()])
     modes = digest_of([m.training for m in model.modules()]) if model.training else "evaluation"
@@ -484,12 +488,18 @@ def _run(
     # with {}, the variable TQDM_DISABLE decides
     quiet = {} if progress and ranks()[0] == 0 else {"disable": True}
     bar = tqdm(total=total, initial=self.state.k, desc="finetune", leave=False, **quiet)
+
+    def interrupted():
+        done = f"batch {self.state.k} of {total}"
+        return what_is_kept("fine-tuning", done, self.checkpoint, self.saved)
+
     try:
-        if total == 0:
-            next(stream(self.data, 1, self.device))  # raises, and says what is wrong with the data
-        while self.state.k < total:
-            self._epoch(mixup, before, every, bar)
-            bar.set_postfix(loss=f"{self._end_epoch(evaluate, log):.3g}")
+        with on_interrupt(interrupted):
+            if total == 0:
+                next(stream(self.data, 1, self.device))  # says what is wrong with the data
+            while self.state.k < total:
+                self._epoch(mixup, before, every, bar)
+                bar.set_postfix(loss=f"{self._end_epoch(evaluate, log):.3g}")
         if self.state.ema:
             self.model.load_state_dict(self.state.ema.module.state_dict())
     except BaseException:
@@ -536,9 +546,7 @@ def finetune(
     With `checkpoint`, an interrupted training resumes where it stopped, to the same bits. With
     several processes, each passes its own part of the data. With `amp=None` the model runs in the
     type of its weights. Smoothed labels: `loss=partial(F.cross_entropy, label_smoothing=.1)`.
-
-    Weights and buffers change, and nothing else. Modules that are in evaluation mode while the
-    model is in training mode stay so.
+    Weights and buffers change, and nothing else.
 
     `ArithmeticError` if the loss is not finite: the model is then as it was after the last whole
     epoch. `ValueError` for settings that cannot be, and for the checkpoint of another training.
@@ -564,10 +572,8 @@ def finetune(
     if teacher is model:
         raise ValueError("the teacher is the model itself: pass the dense model as teacher=")
     checkpoint, log = _outputs(checkpoint, log)
-    told = {}
-    if checkpoint:
-        functions = dict(loss=loss, mixup=mixup, before=before)
-        told = _told(model, data, teacher, settings, data_id, checkpoint.exists(), **functions)
+    functions = dict(loss=loss, mixup=mixup, before=before)
+    told = _told(model, data, teacher, settings, data_id, checkpoint, **functions)
     with restored(model, teacher):
         run = _Finetuning(model, data, teacher, loss, settings, shard, chunk, checkpoint, told)
         run._run(mixup, before, evaluate, log, every, progress)
