@@ -22,13 +22,18 @@ from spp.cutting.latency import measure as measure_latency
 from spp.judging.baselines import baseline
 from spp.judging.evaluate import accuracy, evaluate
 from spp.judging.retrieval import embed
-from spp.llm.calibration import walk_blocks
+from spp.llm.calibration import _check_places, walk_blocks
 from spp.llm.text import perplexity
 from spp.llm.units import batches, repaired_cut
 from spp.llm.weight_paths import one_shot, weight_path
 from spp.method.balance import moments
 
-FAULTS = (RuntimeError, KeyboardInterrupt)
+
+class Fault(Exception):
+    "What goes wrong in the middle"
+
+
+FAULTS = (Fault, KeyboardInterrupt)
 QUIET = dict(progress=False)
 
 
@@ -261,11 +266,13 @@ def test_an_error_in_the_loop_over_blocks_puts_the_model_back_at_once(monkeypatc
 
 
 def test_blocks_with_a_forward_of_their_own_stay_where_they_are():
-    model = llama()
-    before = state_of(model)
+    "They may send their inputs elsewhere, so another place is refused; their own is not"
+    layers = llama().model.layers
     with pytest.raises(ValueError, match=r"block 0 is on cpu, and it has a `forward` of its own"):
-        weight_path(model, IDS, device="cuda", **QUIET)
-    assert not differing(before, state_of(model))
+        _check_places(layers, "cuda")
+    _check_places(layers, None)
+    _check_places(layers, "cpu")
+    _check_places(CAUSAL["llama_gqa"]().model.layers, "cuda")
 
 
 def test_embedding_leaves_a_clip_as_it_was():

@@ -513,7 +513,7 @@ def _run(
 
 # %% ../../nbs/training/03_finetune.ipynb #33f46b83
 def finetune(
-    model: nn.Module,  # a cut model; trained in place
+    model: nn.Module,  # a cut model; trained in place, nothing but its values changes
     data: Iterable,  # a DataLoader of (inputs, labels), or of inputs if there is a teacher
     teacher: nn.Module | None = None,  # usually the dense model; not changed
     epochs: int = 10,  # passes over the data
@@ -546,8 +546,6 @@ def finetune(
     With `checkpoint`, an interrupted training resumes where it stopped, to the same bits. With
     several processes, each passes its own part of the data. With `amp=None` the model runs in the
     type of its weights. Smoothed labels: `loss=partial(F.cross_entropy, label_smoothing=.1)`.
-    Weights and buffers change, and nothing else.
-
     `ArithmeticError` if the loss is not finite: the model is then as it was after the last whole
     epoch. `ValueError` for settings that cannot be, and for the checkpoint of another training.
     """
@@ -572,8 +570,8 @@ def finetune(
     if teacher is model:
         raise ValueError("the teacher is the model itself: pass the dense model as teacher=")
     checkpoint, log = _outputs(checkpoint, log)
-    functions = dict(loss=loss, mixup=mixup, before=before)
-    told = _told(model, data, teacher, settings, data_id, checkpoint, **functions)
+    given = dict(loss=loss, mixup=mixup, before=before)
+    told = _told(model, data, teacher, settings, data_id, checkpoint, **given)
     with restored(model, teacher):
         run = _Finetuning(model, data, teacher, loss, settings, shard, chunk, checkpoint, told)
         run._run(mixup, before, evaluate, log, every, progress)
