@@ -6,6 +6,7 @@ old one or the new one, whole, and the next start must leave nothing else.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -273,3 +274,15 @@ def test_two_processes_write_the_same_output(tmp_path):
     assert read(path, folder=True) in ("one", "two", "three", "four")
     assert kind_of(tmp_path / "file") == KIND
     assert {x.name for x in tmp_path.iterdir() if x.name.startswith(".spp")} == set()
+
+
+def test_what_lies_beside_an_output_is_left_alone(tmp_path, monkeypatch):
+    "Neither opened nor flushed: a socket cannot be opened, and a neighbour may be large"
+    neighbour = tmp_path / "neighbour"
+    neighbour.mkdir()
+    listener = socket.socket(socket.AF_UNIX)
+    monkeypatch.chdir(neighbour)  # the name of a socket must be short
+    listener.bind("socket")
+    save_tensors(tmp_path / "out", {"x": torch.ones(2)}, "numbers", {})
+    assert load_tensors(tmp_path / "out", "numbers")[0]["x"].sum() == 2
+    listener.close()

@@ -236,10 +236,10 @@ def _put_new(new: Path, path: Path) -> None:
         os.rename(new, path)
 
 
-def _flush(path: Path) -> None:
-    "Wait until `path`, and all that is below it, is on the disk"
-    below = [path, *path.rglob("*")] if path.is_dir() and not path.is_symlink() else [path]
-    for item in below:
+def _flush(path: Path, below: bool = True) -> None:
+    "Wait until `path`, and all that is below it if so asked, is on the disk"
+    inside = path.rglob("*") if below and path.is_dir() and not path.is_symlink() else ()
+    for item in (path, *inside):
         if item.is_symlink():
             continue
         try:
@@ -471,7 +471,7 @@ def _put(box: _Box, kind: str, folder: bool, ours: Callable[[Path], bool] | None
             _check_again(box, box.old, kind, folder, ours)
         else:
             os.replace(box.new, path)
-        _flush(path.parent)
+        _flush(path.parent, below=False)  # its names alone; what else lies there is not ours
     except OSError as error:
         text = (
             str(error)
