@@ -459,7 +459,7 @@ def test_nan_in_finetuning(small):
         (dict(method="adam"), "known are clock, plain"),
         (dict(end=1.5), "`end` must be in"),
         (dict(safety=9.0), "`safety` must be in"),
-        (dict(method="plain", nu=-1.0), "`nu` must be positive, got -1.0"),
+        (dict(method="plain", nu=-1.0), "`nu` must be positive and finite, got -1.0"),
     ],
 )
 def test_bad_settings(small, settings, text):
