@@ -31,6 +31,14 @@ class Stopping(list):
             yield batch
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    "Ctrl-C reaches the test; workers of pytest-xdist ignore it"
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def vit():
     torch.manual_seed(0)
     size = dict(img_size=16, patch_size=8, depth=2, embed_dim=32, num_heads=2, num_classes=4)

@@ -123,7 +123,7 @@ def test_command_and_reload_in_new_processes(stored, monkeypatch, name):
 
 CALIBRATED = ("llama_gqa", "--calibration", "a.txt")
 ERRORS = [
-    ((*CALIBRATED, "--sparsity", 1.2), "in [0, 1), got 1.2"),
+    ((*CALIBRATED, "--sparsity", 1.2), "`sparsity` must be in [0, 1)"),
     (CALIBRATED, "give one of sparsity, pattern and params"),
     ((*CALIBRATED, "--pattern", "2:5", "--windows", 2, "--length", 32), "does not divide"),
     (("llama_gqa", "--sparsity", 0.5), "which calibration text?"),
@@ -138,7 +138,7 @@ ERRORS = [
 def fails(spp, args, text):
     "Check that `spp llm` says what is wrong, without a traceback, and writes nothing"
     status, _, errors = spp("llm", *args, "--out", "bad")
-    assert status == 1
+    assert status == 2
     assert text in errors
     assert "Traceback" not in errors
     assert not os.path.exists("bad")

@@ -191,7 +191,7 @@ def test_errors_leave_the_model_as_it_was(small):
     with pytest.raises(ValueError, match="no batches"):
         repair(model, pairs, mask, [], progress=False)
     bad = [data[0][0], data[1][0], data[2][0][:, :1], data[0][0]]
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="cannot run a batch"):
         repair(model, pairs, mask, bad, batches=4, progress=False)
     with pytest.raises(ValueError, match="units"):
         repair(model, pairs, mask[1:], data, progress=False)

@@ -240,7 +240,7 @@ def inside(
     """The path of `name`, which may not lead out of `folder`.
 
     Raises `ValueError` for a name with folders in it, and for a link to another place. In the cache
-    of huggingface_hub files are links to its folder of blobs, which are read.
+    of a model hub files are links to its folder of blobs, which are read.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name:
         raise ValueError(f"{folder} names {name!r:.60}, which is not in it")
