@@ -111,6 +111,7 @@ def balance_part(folder):
     save(balance(model.double(), mine, batches=3, progress=False), f"{folder}/{world}{rank}")
 
 
+@pytest.mark.slow
 def test_several_processes(tmp_path):
     "Two processes on halves of each batch get the same bits, and the moments of one on the whole."
     balance_part(tmp_path)

@@ -151,6 +151,7 @@ print(model.config.num_key_value_heads, model.config.intermediate_size)
 """
 
 
+@pytest.mark.slow
 def test_equal_widths_without_spp(tmp_path):
     "transformers alone loads a uniform cut of a Llama, where spp cannot be imported"
     torch.manual_seed(0)

@@ -234,6 +234,7 @@ def killed_and_resumed(folder, deaths, method, kept):
     return SolutionPath.load(want), SolutionPath.load(got)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["clock", "plain"])
 def test_resume_after_kill(tmp_path, method):
     """Killed with SIGKILL, a resumed run ends with the same bits.
@@ -249,6 +250,7 @@ def test_resume_after_kill(tmp_path, method):
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+@pytest.mark.slow
 def test_resume_auto(tmp_path):
     "The same for steps=auto: killed in its first run and in its second."
     deaths = (32 + 60, 32 + 100 + 32 + 110)
