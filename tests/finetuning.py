@@ -89,8 +89,10 @@ def divided(model, teacher, samples, checkpoint, log, rank, world):
     data = MortalList(batches_of(samples, rank, world))
     how = dict(accumulate=2, clip=1.0, features=0.5, layer_decay=0.8, evaluate=score, log=log)
     how |= dict(shard=world > 1, checkpoint=checkpoint, every=1)
+    mode = model.training
     finetune(model.double(), data, teacher.double(), epochs=3, **how)
-    assert type(model.head.weight) is torch.nn.Parameter and not model.training
+    assert type(model.head.weight) is torch.nn.Parameter
+    assert model.training == mode
 
 
 def main(out, checkpoint, batches, how):

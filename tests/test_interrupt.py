@@ -148,7 +148,7 @@ def test_a_command_that_keeps_nothing(monkeypatch, tmp_path):
 def test_a_signal_from_outside(tmp_path):
     "SIGINT to the program while it searches, as a terminal sends it; the same command goes on"
     args = [sys.executable, "-c", MAIN, "run", "deit_tiny", "--smoke", "--out", "out"]
-    args += ["--update", "400", "--prune", "0", "--finetune", "0"]
+    args += ["--update", "60", "--prune", "0", "--finetune", "0"]
     child = subprocess.Popen(args, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ)
     file = tmp_path / "out" / "search.run"
     since = time.time()

@@ -247,7 +247,7 @@ def test_unknown_tasks(asked):
     status, _, errors = in_new_process(
         "llm", "asked", *few, "--tasks", "no_such_task", "--out", "none"
     )
-    assert status == 1
+    assert status == 2
     assert "no_such_task" in errors
     assert "Traceback" not in errors
     assert not os.path.exists("none")

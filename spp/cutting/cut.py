@@ -143,19 +143,45 @@ def fit(
             _adapter(members).resize(model, members, widths[site])
     return model
 
+# %% ../../nbs/cutting/01_cut.ipynb #ab376d91
+_WIDTHS = ({"heads", "head_dim"}, {"hidden"})  # of an attention layer, of an MLP
+
+
+def _check_widths(widths: dict, known: dict[str, list[int]]) -> None:
+    "Raise `ValueError` unless `widths` are numbers for layers among the `known` sites"
+    for site, layer in widths.items():
+        if site not in known:
+            raise ValueError(f"widths of {site!r:.60}, which is no layer of this model to be cut")
+        whole = isinstance(layer, dict) and all(type(n) is int and n >= 0 for n in layer.values())
+        if not whole or layer.keys() not in _WIDTHS:
+            raise ValueError(
+                f"the widths of {site} must be whole numbers 'heads' and 'head_dim', or 'hidden';"
+                f" found {layer!r:.80}"
+            )
+
 # %% ../../nbs/cutting/01_cut.ipynb #ab376d92
 def rebuild(
     build: dict,  # how the dense structure is made, `small.spp.build`
     widths: dict[str, dict[str, int]],  # of a cut model, `small.spp.widths`
 ) -> nn.Module:  # without values where the library can do that
-    "The structure of a cut model; `TypeError` if its library is not known."
+    """The structure of a cut model.
+
+    `TypeError` if its library is not known, `ValueError` for widths that no cut of it has.
+    """
     library = build.get("library")
     if not isinstance(library, str) or library not in ADAPTERS:
         raise TypeError(
             f"spp can rebuild models of {', '.join(ADAPTERS)}; "
             f"this description is of {library or 'an unknown library'}"
         )
-    return fit(import_module(ADAPTERS[library]).build(build), widths)
+    model = import_module(ADAPTERS[library]).build(build)
+    if not isinstance(widths, dict):
+        raise ValueError(f"widths must be a dict of layers, found {widths!r:.60}")
+    if not widths:
+        return model  # a dense one
+    pairs = find_pairs(model)
+    _check_widths(widths, sites(pairs))
+    return fit(model, widths, pairs)
 
 # %% ../../nbs/cutting/01_cut.ipynb #17a268ac
 _STATE = {

@@ -219,7 +219,10 @@ def _own_model(folder: Path, told: dict) -> nn.Module:
     tensors |= {name: tensors[kept] for name, kept in header["tied"].items()}
     known = model.state_dict().keys()
     model.load_state_dict({k: x for k, x in tensors.items() if k in known}, assign=True)
-    for name in tensors.keys() - known:  # buffers that no state dict holds
+    buffers = dict(model.named_buffers())  # also those that no state dict holds
+    for name in tensors.keys() - known:
+        if name not in buffers or buffers[name].shape != tensors[name].shape:
+            raise ValueError(f"{folder} holds {name!r:.60}, which this model has no place for")
         module, _, buffer = name.rpartition(".")
         model.get_submodule(module)._buffers[buffer] = tensors[name]
     if header["tied"]:

@@ -490,10 +490,13 @@ def emoji(
     """
     kind = "decoded emoji"
     file = _npm("names").with_name(f"emoji_{size}.safetensors")
-    if not file.exists():
+    try:
+        tensors, header = load_tensors(file, kind)
+    except (FileNotFoundError, ValueError):  # none yet, damaged, or of another version: made anew
+        file.unlink(missing_ok=True)
         tensors, rows = _decoded(size)
-        save_tensors(file, tensors, kind, dict(rows=rows))
-    tensors, header = load_tensors(file, kind)
+        header = dict(rows=rows)
+        save_tensors(file, tensors, kind, header)
     chosen = [i for i, row in enumerate(header["rows"]) if row[2] in groups]
     if not chosen:
         raise ValueError(
