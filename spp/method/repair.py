@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from ..core.checks import check_amp, check_data, check_function, check_mask, check_whole
 from ..cutting.cut import cut
 from .least_squares import Choice, Fit, Moments, best_fit, over_processes
-from .objective import Answer, answer, over_ranks, parts, ranks, to_device
+from .objective import Answer, answer, over_ranks, parts, ranks, size, to_device
 from spp.method.side_by_side import (
     Reader,
     SideBySide,
@@ -191,9 +191,12 @@ def _fit(nets: SideBySide, reader: Reader, omega: dict[str, list[Tensor]]) -> Ch
         if held_out.tokens and seen.tokens:
             targets = ("own", "dense", "half", "stream") if reader.additions else ("own", "dense")
             as_cut, choice = best_fit(seen, held_out, layer, gain, targets)
-    if ranks()[1] > 1 and as_cut.weight.numel():
+    if ranks()[1] > 1:
         # the same bits everywhere, whatever a decomposition gives on another machine
-        dist.broadcast(as_cut.weight, 0)
+        as_cut = Fit(*(None if x is None else x.contiguous() for x in as_cut))
+        for x in as_cut:
+            if x is not None and x.numel():
+                dist.broadcast(x, 0)
     nets.replace(reader, as_cut)
     return choice
 
@@ -236,16 +239,10 @@ def _say_few(choices: dict[str, Choice], readers: list[Reader]) -> None:
 
 def _report(nets: SideBySide, choices: dict[str, Choice], samples: int) -> dict:
     "What the report of a cut says of its repair"
-    each = {name: {**asdict(c), "ridge": c.ridge} for name, c in choices.items()}
+    each = {name: asdict(choice) for name, choice in choices.items()}
     return dict(batches=len(nets.batches), samples=samples, layers=each)
 
 # %% ../../nbs/method/08_repair.ipynb #7c3e0e17
-def _samples(x: Any) -> int:
-    "Number of samples in a batch of inputs"
-    first = next(iter(x.values())) if isinstance(x, Mapping) else x
-    return len(first)
-
-
 def _batches(
     model: nn.Module, pairs: list[Pair], mask: Tensor, data: Iterable, batches: int | None, amp
 ) -> list[Any]:
@@ -312,6 +309,6 @@ def repair(
     with _written(model, nets.fits):
         small = cut(model, pairs, mask, align)
     small.spp.fingerprint = found  # that of the dense model, not of the weights just written
-    small.spp.path["repair"] = _report(nets, choices, sum(map(_samples, inputs)))
+    small.spp.path["repair"] = _report(nets, choices, sum(map(size, inputs)))
     _say_few(choices, nets.readers)
     return small
