@@ -296,6 +296,7 @@ _UNFIT = (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, L
 def _is_told(error: Exception) -> bool:
     "Does `error` need no more words: is it spp's own, or one of a device or of processes?"
     if isinstance(error, RuntimeError) and type(error) is not RuntimeError:
+        # out of memory and the like; an operation that is not implemented is the model's fault
         return not isinstance(error, NotImplementedError)
     trace = error.__traceback__
     while trace.tb_next:
