@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from command import inside, python, refused, spp
+from command import MAIN, inside, python, refused, spp
 
 from spp import save
 from spp.judging.baselines import baseline
@@ -18,6 +18,30 @@ def test_help_shows_examples():
     assert done.returncode == 0, done.stderr
     assert "Examples:" in done.stdout
     assert "spp show runs/demo/params_0.50" in done.stdout
+
+
+def test_help_does_not_wait():
+    "`spp --help`, `-h` and completion import no library that takes long"
+    heavy = (*HEAVY, "torch", "pandas", "numpy")
+    code = (
+        "import sys; from spp.running.cli import main\n"
+        "try: main()\n"
+        f"finally: print([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
+    )
+    for args in (["--help"], ["run", "-h"], ["jobs", "/nowhere"]):
+        done = python("-c", code, *args)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.strip() == "[]"
+    done = python(
+        "-c", MAIN, env=dict(_SPP_COMPLETE="complete_bash", COMP_WORDS="spp re", COMP_CWORD="1")
+    )
+    assert done.stdout.split() == ["recipes", "report"]
+
+
+def test_no_jobs_is_no_error(tmp_path):
+    done = inside("jobs", tmp_path)
+    assert done.returncode == 0
+    assert f"no jobs in {tmp_path}" in done.stdout
 
 
 def test_help_fits_a_terminal():

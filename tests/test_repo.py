@@ -162,3 +162,19 @@ def test_modules_do_not_hide_behind_functions():
 
     for name in spp.__all__:
         assert f"spp.{name}" not in modules()
+
+
+def test_public_names_are_told_once_to_editors_and_once_to_python():
+    "What `spp/__init__.py` imports for type checkers is what its table imports on demand"
+    import spp
+
+    tree = ast.parse((ROOT / "spp/__init__.py").read_text(encoding="utf-8"))
+    imports = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module[:4] == "spp."
+    ]
+    told = {node.module: tuple(name.name for name in node.names) for node in imports}
+    assert told == spp._HOMES
+    assert sorted(name for names in told.values() for name in names) == sorted(spp.__all__)
+    assert all(hasattr(spp, name) for name in spp.__all__)

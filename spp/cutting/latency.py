@@ -11,13 +11,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from tqdm.auto import tqdm
 
+from ..core.bars import progress_bar
 from ..core.checks import check_flag, check_model, check_number, check_whole, running
 from ..core.restored import evaluating
 from .budget import Costs, macs_of, params_of, solve, step_size
@@ -96,7 +97,7 @@ def _curve(
     x: Input,
     shares: tuple[float, ...],
     rounds: int,
-    bar: tqdm,
+    bar: Any,
 ) -> tuple[list[int], list[float]]:
     "Widths; and the time that each takes one layer longer than the first, over the dense time."
     widths = []
@@ -126,12 +127,12 @@ def measure(
     for share in shares:
         check_number(share, "shares", "[0, 1]")
     classes = _classes(pairs, costs)
-    quiet = {} if progress else {"disable": True}  # with {}, the variable TQDM_DISABLE decides
+    total = len(classes) * len(shares)
     table = {}
     with evaluating(model):
         empty = cut(model, pairs, torch.zeros(sum(p.n for p in pairs)))
         (none,) = relative_latency([empty], model, x, rounds)
-        with tqdm(total=len(classes) * len(shares), desc="latency", leave=False, **quiet) as bar:
+        with progress_bar(None, "latency", progress, total=total) as bar:
             for names in classes:
                 curve = _curve(model, pairs, names, x, shares, rounds, bar)
                 table |= dict.fromkeys(names, curve)

@@ -15,8 +15,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, default_collate
-from tqdm.auto import tqdm
 
+from ..core.bars import progress_bar
 from ..cutting.files import load
 from ..method.objective import ranks
 
@@ -105,9 +105,7 @@ def train_digits_vit(
     train, _ = digits(shift=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * len(train))
-    # tqdm reads the variable TQDM_DISABLE only where `disable` is not passed
-    silent = {} if progress else {"disable": True}
-    for _ in tqdm(range(epochs), desc="train", leave=False, **silent):
+    for _ in progress_bar(range(epochs), "train", progress):
         for x, y in train:
             optimizer.zero_grad()
             F.cross_entropy(model(x.double()), y, label_smoothing=0.1).backward()

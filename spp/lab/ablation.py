@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from ..core.bars import progress_bar
 from ..cutting.budget import params_of
 from ..judging.evaluate import provenance
-from .records import progress_bar, write_record
+from .records import write_record
 from .tasks import Task, digits_task
 from ..method.path import SolutionPath
 from ..models.pairs import split_units

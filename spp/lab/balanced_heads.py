@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..core.bars import progress_bar
 from ..cutting.budget import params_of
 from ..judging.baselines import baseline
 from ..judging.evaluate import provenance
-from .records import progress_bar, read_record, write_record
+from .records import read_record, write_record
 from .tasks import TASKS, Task, fashion_task
 from ..method.balance import balance
 from ..method.path import SolutionPath

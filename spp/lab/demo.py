@@ -10,12 +10,13 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
+from ..core.bars import progress_bar
 from ..core.checks import check_seed, check_whole
 from ..core.files import check_output, replacing
 from ..cutting.budget import check_budget, params_of
@@ -24,7 +25,7 @@ from ..cutting.latency import relative_latency
 from ..judging.baselines import baseline
 from ..judging.data import digits, digits_vit
 from ..judging.evaluate import accuracy, provenance
-from .records import COLOURS, progress_bar, read_record, write_record
+from .records import COLOURS, read_record, write_record
 from ..method.path import SolutionPath
 from ..method.search import search
 from ..models.pairs import find_pairs
@@ -58,7 +59,7 @@ def members(
     epochs: int,  # of fine-tuning
     budgets: tuple[float, ...] = BUDGETS,  # shares of the parameters
     seed: int = 0,  # of the batches for fine-tuning
-    bar: tqdm | None = None,  # advances by one for each member
+    bar: Any = None,  # advances by one for each member
 ) -> tuple[list[dict], list[nn.Module]]:  # a row for each budget, and the fine-tuned models
     "Cut at every budget, score, fine-tune, score again"
     method = path.info["method"]

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..core.bars import progress_bar
 from ..cutting.budget import params_of
 from ..cutting.files import save
 from ..judging.evaluate import provenance
-from .records import progress_bar, read_record, write_record
+from .records import read_record, write_record
 from .tasks import Task, digits_task, fashion_task
 from ..method.path import SolutionPath
 from ..models.pairs import find_pairs

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import torch
 
+from ..core.bars import progress_bar
 from ..cutting.budget import params_of
 from ..judging.baselines import baseline, torch_pruning
 from ..judging.evaluate import provenance
-from .records import progress_bar, write_record
+from .records import write_record
 from .tasks import Task
 from ..method.path import SolutionPath
 from ..method.search import agreement

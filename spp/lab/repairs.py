@@ -14,9 +14,10 @@ from pathlib import Path
 
 from torch import nn
 
+from ..core.bars import progress_bar
 from ..judging.baselines import baseline
 from ..judging.evaluate import provenance
-from .records import progress_bar, read_record, write_record
+from .records import read_record, write_record
 from .tasks import TASKS, Task
 from ..method.path import SolutionPath
 from ..method.repair import repair

@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..core.bars import progress_bar
 from ..cutting.budget import params_of
 from ..judging.baselines import torch_pruning
 from ..judging.evaluate import provenance
-from .records import progress_bar, write_record
+from .records import write_record
 from .tasks import Task, digits_task
 from ..training.finetune import finetune
 

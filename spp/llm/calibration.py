@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
-from tqdm.auto import tqdm
 from transformers.pytorch_utils import Conv1D
 
+from ..core.bars import progress_bar
 from ..core.checks import check_amp, check_device, check_windows
 from ..core.restored import evaluating, restored
 from ..cutting.budget import params_of
@@ -262,11 +262,9 @@ def walk_blocks(
             if keep:
                 states[j] = (out[0] if isinstance(out, tuple) else out).to(home)
 
-    # `disable=False` would overrule the environment variable TQDM_DISABLE
-    bar = {} if progress else {"disable": True}
     with evaluating(model):
         states, calls = _entered(model, stack, ids, amp)
-        for i, block in enumerate(tqdm(stack, desc="blocks", leave=False, **bar)):
+        for i, block in enumerate(progress_bar(stack, "blocks", progress)):
             at = torch.device(device or next(block.parameters()).device)
             with restored(block):  # moves it back
                 block.to(at)

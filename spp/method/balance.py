@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
+from ..core.bars import progress_bar
 from ..core.checks import check_data, check_finite, check_whole
 from ..core.restored import evaluating
 from .objective import call, over_ranks, ranks, stream
@@ -164,10 +164,9 @@ def moments(
     looks = [(_look_at_values if p.kind == "vo" else _look_at_queries)(model, p) for p in pairs]
     watch = _Watch(looks)
     device = next(model.parameters()).device
-    off = {} if progress and ranks()[0] == 0 else {"disable": True}
-    bar = dict(total=batches, desc="balance", leave=False, **off)
+    seen = stream(data, batches, device)
     with evaluating(model), opened(model, pairs), watch.on(model):
-        for x, _ in tqdm(stream(data, batches, device), **bar):
+        for x, _ in progress_bar(seen, "balance", progress, total=batches):
             watch.mask = x.get("attention_mask") if isinstance(x, Mapping) else None
             call(model, x)
     return [_moments_of(model, p, sums) for p, sums in zip(pairs, watch.sums)]

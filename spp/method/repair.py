@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
+from ..core.bars import progress_bar
 from ..core.checks import check_amp, check_data, check_function, check_mask, check_whole
 from ..cutting.cut import cut
 from .least_squares import Choice, Fit, Moments, best_fit, over_processes
@@ -297,10 +297,9 @@ def repair(
     mask = mask.bool().cpu()
     inputs = _batches(model, pairs, mask, data, batches, amp)
     choices: dict[str, Choice] = {}
-    off = {} if progress and ranks()[0] == 0 else {"disable": True}
     with side_by_side(SideBySide(model, pairs, mask, inputs, amp)) as nets:
         omega = influence(nets, read, draws)
-        for i, reader in enumerate(tqdm(nets.readers, desc="repair", leave=False, **off)):
+        for i, reader in enumerate(progress_bar(nets.readers, "repair", progress)):
             choices[reader.name] = _fit(nets, reader, omega)
             following = nets.readers[i + 1] if i + 1 < len(nets.readers) else None
             if following is None or following.block != reader.block:

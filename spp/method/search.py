@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from .. import __version__
+from ..core.bars import progress_bar
 from spp.core.checks import (
     check_amp,
     check_choice,
@@ -315,7 +315,7 @@ def _take_steps(
     pairs: list[Pair],
     steps: int,
     keep: Callable[[], None],
-    bar: tqdm,
+    bar: Any,
 ) -> str:
     'Step `run` through `batches`, calling `keep` after each; what stopped it, "" if nothing did.'
     for x, y in batches:
@@ -396,12 +396,6 @@ def _interrupted(run: Run | None, steps: int, checkpoint: str | os.PathLike | No
     kept = done if done == steps else done // KEEP_EVERY * KEEP_EVERY
     return what_is_kept("search", f"step {done} of {steps}", checkpoint, kept)
 
-
-def _bar(steps: int, done: int, progress: bool) -> tqdm:
-    "A progress bar, of the first process alone; TQDM_DISABLE=1 switches it off, too."
-    off = {} if progress and ranks()[0] == 0 else {"disable": True}
-    return tqdm(total=steps, initial=done, desc="search", leave=False, **off)
-
 # %% ../../nbs/method/02_search.ipynb #f8e14411
 def search(
     model: nn.Module,  # a pretrained transformer; left as it was
@@ -456,7 +450,7 @@ def search(
             run = _begin(problem, how, islice(batches, looks), steps, seed, random)
         else:
             next(islice(batches, looks + run.k - 1, None))  # skip the batches already seen
-        with _bar(steps, run.k, progress) as bar:
+        with progress_bar(None, "search", progress, total=steps, done=run.k) as bar:
             stopped = _take_steps(run, how, problem, batches, pairs, steps, keep, bar)
     return _ended(run, pairs, info, model, stopped)
 

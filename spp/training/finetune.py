@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import pandas as pd
@@ -19,8 +20,8 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm.auto import tqdm
 
+from ..core.bars import progress_bar
 from spp.core.checks import (
     check_amp,
     check_data,
@@ -426,7 +427,7 @@ def _epoch(
     mixup: Callable | None,
     before: Callable | None,
     every: int,
-    bar: tqdm,
+    bar: Any,
 ) -> None:
     "One pass over the data, or the rest of it after resuming."
     state = self.state
@@ -485,9 +486,7 @@ def _run(
 ) -> None:
     "All epochs that are left."
     total = self.pace.total
-    # with {}, the variable TQDM_DISABLE decides
-    quiet = {} if progress and ranks()[0] == 0 else {"disable": True}
-    bar = tqdm(total=total, initial=self.state.k, desc="finetune", leave=False, **quiet)
+    bar = progress_bar(None, "fine-tune", progress, total=total, done=self.state.k)
 
     def interrupted():
         done = f"batch {self.state.k} of {total}"
