@@ -433,4 +433,4 @@ def bench(
 # %% ../../nbs/running/03_cli.ipynb #0b0a0f58
 def main():
     "The program `spp`."
-    app()
+    app(prog_name="spp")
