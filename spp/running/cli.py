@@ -134,7 +134,7 @@ def demo(
     steps: Annotated[int, Option(help="Steps of the search.")] = 400,
     epochs: Annotated[int, Option(help="Epochs of each fine-tuning.")] = 6,
     seed: Annotated[int, Option(help="Seed of the search and of the training.")] = 0,
-    quiet: Quiet = False,
+    quiet: Quiet = False,  # nothing but results and errors
 ):
     """Search a small ViT once, cut it at eight sizes, compare.
 
@@ -228,7 +228,7 @@ def run(
     memory: Annotated[str, Option(help="Memory of each node, e.g. 128GB.")] = None,
     hours: Annotated[float, Option(help="Time limit; the next job resumes the run.")] = 24.0,
     at_once: Annotated[int, Option(help="Jobs of a sweep that run at a time.")] = 16,
-    quiet: Quiet = False,
+    quiet: Quiet = False,  # nothing but results and errors
 ):
     """Search, prune, fine-tune and evaluate as a recipe says.
 
@@ -299,7 +299,7 @@ def llm(
     uniform: Annotated[bool, Option("--uniform", help="Equal widths in all layers.")] = False,
     device: Annotated[str, Option(help="Where one block runs at a time, e.g. cuda.")] = None,
     dtype: Annotated[str, Option(help="Type of the weights.")] = "auto",
-    quiet: Quiet = False,
+    quiet: Quiet = False,  # nothing but results and errors
 ):
     """Prune a language model in one shot, without training.
 
@@ -423,7 +423,7 @@ def bench(
         ),
     ],
     out: Annotated[Path, Option(help="Folder for the JSON file.")] = Path("results"),
-    quiet: Quiet = False,
+    quiet: Quiet = False,  # nothing but results and errors
 ):
     "Measure the numbers of the results pages again."
     with _on_interrupt(lambda: f"the benchmark stopped; nothing was written to {out}"):
