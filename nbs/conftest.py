@@ -1,7 +1,8 @@
 """pytest collects the notebooks too; nothing is stored.
 
 Each is executed twice from its first cell to its last: in a fork of a process that has imported the
-libraries, and, among the slow tests, in a plain Jupyter kernel of its own.
+libraries, and, among the slow tests, in a plain Jupyter kernel of its own, which computes as a
+processor without vector instructions and with two threads would.
 """
 
 import os
@@ -14,6 +15,13 @@ from pathlib import Path
 import pytest
 
 RUN = Path(__file__).resolve().parents[1] / ".ci/notebooks.py"
+
+
+OTHER_MACHINE = {
+    "ATEN_CPU_CAPABILITY": "default",
+    "OMP_NUM_THREADS": "2",
+    "OMP_WAIT_POLICY": "passive",  # two kernels at a time on two cores
+}
 
 
 class NotebookFailed(Exception):
@@ -69,7 +77,7 @@ class KernelNotebook(WarmNotebook):
             [sys.executable, RUN, "test", self.path],
             capture_output=True,
             text=True,
-            env=environment(),
+            env=os.environ | OTHER_MACHINE,
         )
         if done.returncode:
             raise NotebookFailed(done.stdout + done.stderr)

@@ -7,6 +7,8 @@ __all__ = ['CLASSES', 'build', 'describe', 'example']
 
 # %% ../../nbs/models/02_timm_build.ipynb #a95d3d90
 import inspect
+from functools import cache
+from typing import Any
 
 import timm
 import torch
@@ -214,6 +216,14 @@ def build(
     )
 
 
+@cache
+def _defaults(
+    name: str,  # an architecture that timm lists
+) -> dict[str, Any]:
+    "The arguments of the model that timm makes under `name`; made once"
+    return _arguments(build({"architecture": name, "args": {}}))
+
+
 def describe(
     model: nn.Module,  # a dense model of timm
 ) -> dict:  # for `build`; JSON can hold it
@@ -223,7 +233,7 @@ def describe(
     if not name or not timm.is_model(name):
         args = {k: _listed(v) for k, v in want.items()}
         return {"library": "timm", "class": type(model).__name__, "args": args}
-    base = _arguments(build({"architecture": name, "args": {}}))
+    base = _defaults(name)
     args = {k: _listed(v) for k, v in want.items() if k not in base or v != base[k]}
     return {"library": "timm", "architecture": name, "args": args}
 
