@@ -11,7 +11,7 @@ from spp.judging.evaluate import accuracy
 def test_training_begins_as_it_did():
     "Four epochs of the recipe give what they gave when the shipped weights were made."
     model = train_digits_vit(epochs=4, progress=False)
-    weights = torch.cat([p.flatten() for p in model.parameters()])
+    weights = torch.cat([p.double().flatten() for p in model.parameters()])
     assert accuracy(model, digits(shift=1)[1]) == pytest.approx(0.348, abs=0.002)
     assert weights.norm().item() == pytest.approx(48.469917, rel=1e-6)
     assert model.head.weight.abs().mean().item() == pytest.approx(0.1425339, rel=1e-5)
