@@ -309,7 +309,11 @@ BATCHES = {
     "no batch dimension": (lambda w: w.x[0], ValueError, r"shape \[1, 8, 8\]"),
     "bytes": (lambda w: w.x.byte(), ValueError, r"\(uint8\).*write x.to\(torch.float32\)"),
     "doubles": (lambda w: w.x.double(), ValueError, r"\(float64\).*write x.to\(torch.float32\)"),
-    "wrong names": (lambda w: {"image": w.x}, TypeError, r"inputs are \{image: a tensor"),
+    "wrong names": (
+        lambda w: {"image": w.x, "size": w.y},
+        TypeError,
+        "has `image`, `size`, which VisionTransformer does not take",
+    ),
     "not finite": (lambda w: w.x * nan, ArithmeticError, "not finite"),
     "infinite": (lambda w: w.x * inf, ArithmeticError, "not finite"),
 }
@@ -333,12 +337,13 @@ add(
     "ended after 1 of 3 batches",
     "Pass a DataLoader",
 )
-for where in ("finetune", "accuracy"):
-
-    def run(w, tmp, function=TAKES_DATA[where]):
-        return function(w, tmp, iter(w.data))
-
-    add(f"{where} of a generator", run, TypeError, "DataLoader or a list", "list_iterator")
+add(
+    "finetune of a generator",
+    lambda w, tmp: TAKES_DATA["finetune"](w, tmp, iter(w.data)),
+    TypeError,
+    "DataLoader or a list",
+    "list_iterator",
+)
 
 
 # --- search -----------------------------------------------------------------------------------
@@ -754,7 +759,6 @@ for name, words, values in (
 ):
     numbers("finetune", finetune, name, words, *values)
 for name, v in (
-    ("loss", None),
     ("loss", "x"),
     ("mixup", 3),
     ("evaluate", 3),
@@ -855,7 +859,7 @@ LABELS = {
     "too few": (lambda w: w.y[:3], ValueError, r"need labels of shape \[8\]"),
     "a column": (lambda w: w.y[:, None], ValueError, r"Write labels\[:, 0\]"),
     "one-hot": (lambda w: F.one_hot(w.y, 10), ValueError, r"write labels.argmax\(1\)"),
-    "a list": (lambda w: w.y.tolist(), TypeError, "labels must be a tensor of class numbers"),
+    "a list": (lambda w: w.y.tolist(), TypeError, r"write torch.tensor\(labels\)"),
 }
 for where in ("finetune", "finetune alone", "accuracy", "evaluate", "search with a loss"):
     for what, (wrong, kind, text) in LABELS.items():

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['said', 'check_number', 'check_whole', 'check_seed', 'check_flag', 'check_choice', 'check_function', 'check_file',
-           'check_device', 'check_amp', 'check_fields', 'check_known', 'check_model', 'check_data', 'check_batch',
-           'running', 'check_labels', 'check_finite', 'compared', 'check_mask', 'check_windows']
+           'check_device', 'check_amp', 'check_fields', 'check_known', 'check_model', 'check_data', 'length',
+           'check_batch', 'running', 'check_labels', 'check_finite', 'compared', 'check_mask', 'check_windows']
 
 # %% ../../nbs/core/01_checks.ipynb #c18a0004
 import os
@@ -252,6 +252,16 @@ def check_data(
         isinstance(data, Iterable) or hasattr(data, "__getitem__")
     ):
         raise TypeError(f"{what}; got {said(data)}")
+
+
+def length(
+    data: Iterable,  # batches
+) -> int | None:  # how many; None if the data does not say
+    "Number of batches. A loader of an iterable data set has a `__len__` and need not know it."
+    try:
+        return len(data)
+    except TypeError:
+        return None
 
 # %% ../../nbs/core/01_checks.ipynb #c18a0033
 def _first(x: Any) -> Any:

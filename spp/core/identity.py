@@ -25,6 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from .checks import length
+
 # %% ../../nbs/core/03_identity.ipynb #1d3a7008
 _PIECE = 1 << 20  # numbers of 64 bits that are summed at a time
 
@@ -284,7 +286,7 @@ def of_data(
     "The identity of data: its name if it has one, else number of batches and first batch."
     if data_id is not None:
         return dict(named=data_id), data
-    batches = len(data) if hasattr(data, "__len__") else None
+    batches = length(data)
     digest, data = first_batch(data)
     return dict(batches=batches, first=digest), data
 

@@ -26,8 +26,10 @@ from spp.core.checks import (
 )
 from ..cutting.budget import params_of
 from ..cutting.cut import name_of
-from ..method.objective import Problem, fisher, stream
+from ..method.labels import fitted
+from ..method.objective import Problem, answer, fisher
 from ..method.path import SolutionPath
+from ..models.batches import stream
 from ..models.checks import check_pairs
 from ..models.gates import gated
 from ..models.pairs import Pair, find_pairs, fingerprint
@@ -48,15 +50,23 @@ def taylor(
     model: nn.Module,  # a dense model
     pairs: list[Pair],  # its pairs, in the order of the scores
     data: Iterable,  # batches of (inputs, labels)
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,  # of outputs and labels
+    loss: Callable[[Tensor, Tensor], Tensor]
+    | None = None,  # of outputs and labels; None: the one that fits the model's answer
 ) -> Tensor:  # shape [n], a score per unit
     "Mean over batches of the absolute gradient of the loss by each gate, at the dense model."
     check_data(data)
-    check_function(loss, "loss", "(outputs, labels) → a scalar", optional=False)
+    check_function(loss, "loss", "(outputs, labels) → a scalar")
     with gated(model, pairs) as gates:
-        problem = Problem(model, gates, loss)
         ones = torch.ones(gates.n)
-        grads = [problem.batch(x, labels).grad(ones).abs() for x, labels in data]
+        grads = []
+        for x, labels in data:
+            how = loss
+            if loss is None:
+                gates.off()
+                with torch.no_grad():
+                    how = fitted(answer(model, x), labels) or F.cross_entropy
+            problem = Problem(model, gates, how)
+            grads.append(problem.batch(x, labels).grad(ones).abs())
     return torch.stack(grads).mean(0)
 
 # %% ../../nbs/judging/03_baselines.ipynb #8e0c4e26
@@ -75,9 +85,9 @@ def _scores(
         return torch.rand(sum(p.n for p in pairs), generator=generator)
     if method == "magnitude":
         return magnitude(model, pairs)
-    some = stream(data, batches, next(model.parameters()).device)
+    some = stream(data, batches, model)
     if method == "taylor":
-        return taylor(model, pairs, some, loss or F.cross_entropy)
+        return taylor(model, pairs, some, loss)
     with gated(model, pairs) as gates:
         return fisher(Problem(model, gates, read=read), some, generator)
 
@@ -88,7 +98,7 @@ def baseline(
     data: Iterable | None = None,  # batches, for `taylor` (with labels) and `fisher`
     batches: int = 20,  # how many batches of `data` are used
     seed: int = 0,  # of `random`, and of the labels that `fisher` draws
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,  # for `taylor`; None: cross-entropy
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,  # for `taylor`; None: what fits
     read: Callable[[Any, Any], Tensor] | None = None,  # (output, inputs) → features, for `fisher`
 ) -> SolutionPath:  # attached to `model`
     """Path that orders the units of `model` by an importance score of the dense model.

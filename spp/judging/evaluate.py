@@ -32,14 +32,37 @@ from spp.core.checks import (
 )
 from ..core.restored import evaluating
 from .retrieval import embed, normal_quantile, recall, wilson
-from ..method.objective import answer, call, parts, stream, to_device
+from ..method.objective import answer
+from ..models.batches import call, once, opened
 
 # %% ../../nbs/judging/01_evaluate.ipynb #ee1a4234
+_OTHERS = {
+    "none": "has no head, it answers with features: evaluate(task='knn') or 'probe' read those,"
+    " and 'fidelity' compares them with the dense model's",
+    "each": "answers with several classes at once, so its largest logit says little: pass a"
+    " measure of your own, e.g. of torchmetrics, where evaluate= is taken",
+    "values": "answers with values, not with classes: measure their error, e.g. by torchmetrics",
+    "next": "is a language model: use spp.llm.perplexity",
+    "pairs": "is a CLIP: evaluate(task='retrieval')",
+}
+
+
 def _judged(model: nn.Module, x: Any, labels: Any) -> tuple[Tensor, Tensor]:
     "Logits of a batch and its labels on the same device; an error unless they fit and are finite"
     if labels is None:
         raise ValueError("classification needs labels: let the data yield (inputs, labels)")
-    out = answer(model, x).out
+    a = answer(model, x)
+    if a.fits in _OTHERS:
+        raise ValueError(f"{type(model).__name__} {_OTHERS[a.fits]}")
+    out = a.out
+    if a.fits == "tokens":
+        if not isinstance(labels, Tensor) or labels.flatten(1).shape != out.shape[:2]:
+            raise ValueError(
+                f"{type(model).__name__} answers for each token: labels need the shape"
+                f" {list(out.shape[:2])}, got {said(labels)}"
+            )
+        labels = labels.flatten(1)
+        out, labels = out[labels != -100], labels[labels != -100]
     if out.dim() != 2:
         raise ValueError(f"classification needs logits of shape [batch, classes]; got {said(out)}")
     check_labels(labels, out)
@@ -59,11 +82,9 @@ def accuracy(
     """
     check_model(model)
     check_data(data)
-    if not hasattr(data, "__len__"):
-        raise TypeError(f"`data` must have a length, e.g. a DataLoader or a list; got {said(data)}")
     right, seen = 0, 0
     with evaluating(model):
-        for x, labels in stream(data, len(data) or 1, next(model.parameters()).device):
+        for x, labels in once(data, model):
             out, labels = _judged(model, x, labels)
             right += (out.argmax(-1) == labels).sum().item()
             seen += len(labels)
@@ -78,6 +99,7 @@ class _Hashed:
         self.hash = hashlib.sha256()
 
     def _add(self, x: Any) -> None:
+        x = opened(x)
         if isinstance(x, Tensor):
             self.hash.update(f"{x.dtype}{list(x.shape[1:])}".encode())
             flat = x.detach().cpu().contiguous().view(-1)
@@ -143,10 +165,9 @@ def _features_and_labels(
     model: nn.Module, data: Iterable, read: Callable | None
 ) -> tuple[Tensor, Tensor | None]:  # features [n, d], labels [n]
     "All features of `data`, and its labels where it has some"
-    device = next(model.parameters()).device
     found, labels = [], []
-    for x, y in map(parts, data):
-        found.append(features(model, to_device(x, device), read).float().cpu())
+    for x, y in once(data, model):
+        found.append(features(model, x, read).float().cpu())
         check_finite(found[-1], f"features of {type(model).__name__}")
         labels.append(y if y is None else _checked(y, len(found[-1])))
     return torch.cat(found), None if labels[0] is None else torch.cat(labels)
@@ -236,10 +257,9 @@ def _best(logits: Tensor) -> Tensor:  # shape [batch, 5] or [batch, 1]
 
 
 def _classified(model: nn.Module, data: Iterable, level: float) -> tuple[int, dict[str, tuple]]:
-    device = next(model.parameters()).device
     hits = []
-    for x, labels in map(parts, data):
-        logits, labels = _judged(model, to_device(x, device), labels)
+    for x, labels in once(data, model):
+        logits, labels = _judged(model, x, labels)
         hits.append(_best(logits) == labels.cpu()[:, None])
     hit = torch.cat(hits)
     named = {"top-1": hit[:, 0]}

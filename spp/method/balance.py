@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from ..core.bars import progress_bar
 from ..core.checks import check_data, check_finite, check_whole
 from ..core.restored import evaluating
-from .objective import call, over_ranks, ranks, stream
+from .objective import over_ranks, ranks
+from ..models.batches import call, stream
 from ..models.checks import check_copy, check_pairs
 from ..models.pairs import Pair, find_pairs, has_values, opened, unwrapped
 
@@ -163,8 +164,7 @@ def moments(
     """
     looks = [(_look_at_values if p.kind == "vo" else _look_at_queries)(model, p) for p in pairs]
     watch = _Watch(looks)
-    device = next(model.parameters()).device
-    seen = stream(data, batches, device)
+    seen = stream(data, batches, model)
     with evaluating(model), opened(model, pairs), watch.on(model):
         for x, _ in progress_bar(seen, "balance", progress, total=batches):
             watch.mask = x.get("attention_mask") if isinstance(x, Mapping) else None

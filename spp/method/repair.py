@@ -21,7 +21,7 @@ from ..core.bars import progress_bar
 from ..core.checks import check_amp, check_data, check_function, check_mask, check_whole
 from ..cutting.cut import cut
 from .least_squares import Choice, Fit, Moments, best_fit, over_processes
-from .objective import Answer, answer, over_ranks, parts, ranks, size, to_device
+from .objective import Answer, answer, over_ranks, ranks
 from spp.method.side_by_side import (
     Reader,
     SideBySide,
@@ -32,6 +32,7 @@ from spp.method.side_by_side import (
     matrix,
     side_by_side,
 )
+from ..models.batches import Inputs, parts, size, to_device
 from ..models.checks import check_copy, check_pairs
 from ..models.pairs import Pair, fingerprint, has_values, unwrapped
 
@@ -49,14 +50,20 @@ def _split(x: Any, n: int) -> list[Any]:
         return [x]  # not one row for each sample
     cut_up = {k: _split(v, n) for k, v in each.items()}
     count = len(next(iter(cut_up.values())))
-    return [{**x, **{k: v[i] for k, v in cut_up.items()}} for i in range(count)]
+    out = [Inputs({**x, **{k: v[i] for k, v in cut_up.items()}}) for i in range(count)]
+    if getattr(x, "counted", None) is not None:
+        for part, seen in zip(out, _split(x.counted, n)):
+            part.counted = seen
+    return out
 
 
-def _taken(data: Iterable, batches: int | None, enough: Callable[[Any], int]) -> list[Any]:
+def _taken(
+    model: nn.Module, data: Iterable, batches: int | None, enough: Callable[[Any], int]
+) -> list[Any]:
     "The inputs of the first batches; `enough` says of the first how many of its size to take"
     out = []
     for batch in data:
-        x = parts(batch)[0]
+        x = parts(batch, model)[0]
         if not out and batches is None:
             batches = enough(x)
         out.append(x)
@@ -76,7 +83,10 @@ _FLOOR = 0.1  # weight that every token has, of the mean weight
 def _direction(a: Answer, generator: torch.Generator) -> Tensor:
     "u of eq. 1, shaped like the output"
     out = a.out.detach().float().cpu()
-    if a.logits:
+    if a.each:
+        p = out.sigmoid()
+        u = torch.rand(p.shape, generator=generator).lt(p).float() - p
+    elif a.logits:
         p = out.softmax(-1)
         drawn = torch.multinomial(p.flatten(0, -2), 1, generator=generator)
         u = F.one_hot(drawn[:, 0], p.shape[-1]).view(p.shape) - p
@@ -256,7 +266,7 @@ def _batches(
         most = max(per_batch, default=1)
         return max(_HELD_OUT, -(-wanted // most))
 
-    return _taken(data, batches, enough)
+    return _taken(model, data, batches, enough)
 
 
 def _check_call(model: nn.Module, pairs: list[Pair], mask: Tensor, data: Iterable) -> None:

@@ -47,10 +47,11 @@ from spp.method.inclusion import (
     start,
     step,
 )
-from .objective import Problem, SearchStopped, agreed, fisher, ranks, stream
+from .objective import Problem, SearchStopped, agreed, fisher, ranks
 from .path import SolutionPath
 from .proof import prove
 from .resume import KEEP_EVERY, Run, all_states, random_states
+from ..models.batches import stream
 from ..models.checks import check_pairs
 from ..models.gates import gated
 from ..models.pairs import Pair, find_pairs, fingerprint, has_values, unwrapped
@@ -233,7 +234,7 @@ def _fisher_of_output(problem: Problem, batches: Iterable, generator: torch.Gene
     """
     batches = iter(batches)
     first = next(batches)
-    whole = Problem(problem.model, problem.gates, amp=problem.amp)
+    whole = Problem(problem.model, problem.gates, problem.loss, amp=problem.amp)
     prove(problem.model, problem.gates, lambda: problem.answer(first[0]).out)
     problem.gates.off()
     try:
@@ -438,7 +439,7 @@ def search(
     rank = ranks()[0]
     random = random_states(data, None if run is None else run.random[rank:][:1])
     looks = first_looks(steps)
-    batches = stream(data, looks + steps, device)
+    batches = stream(data, looks + steps, model)
 
     def keep():
         if checkpoint and rank == 0 and (run.k % KEEP_EVERY == 0 or run.k == steps):

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from .least_squares import Fit, Layer
-from .objective import call, to_device
+from ..models.batches import call, to_device
 from ..models.gates import gated
 from ..models.pairs import Pair, split_units
 

@@ -31,6 +31,7 @@ from spp.core.checks import (
     check_function,
     check_model,
     check_whole,
+    length,
 )
 from ..core.files import check_output, place, replacing
 from spp.core.identity import (
@@ -43,7 +44,8 @@ from spp.core.identity import (
 )
 from ..core.restored import on_interrupt, restored, what_is_kept
 from ..cutting.cut import name_of
-from ..method.objective import agreed, over_ranks, ranks, stream
+from ..method.objective import agreed, over_ranks, ranks
+from ..models.batches import stream
 from ..models.pairs import has_values, unwrapped
 from .checkpoint import KIND, Training, tensors_of
 from .losses import Lesson
@@ -82,7 +84,7 @@ def _check_call(model: nn.Module, data: Iterable, teacher: nn.Module | None, how
         raise ValueError("the teacher is the model itself: pass the dense model as teacher=")
     if teacher is not None:
         check_model(teacher, "teacher")
-    check_function(how["loss"], "loss", "(outputs, labels) → a scalar", optional=False)
+    check_function(how["loss"], "loss", "(outputs, labels) → a scalar")
     check_function(how["mixup"], "mixup", "(inputs, labels) → the same, mixed")
     check_function(how["evaluate"], "evaluate", "a model → a number or a dict of numbers")
     check_function(how["before"], "before", "(batch, batches in all)")
@@ -118,10 +120,11 @@ def _check(
             "the average of the weights (`ema`) cannot be kept for divided weights: "
             "leave out `ema` or `shard`"
         )
-    if not hasattr(data, "__len__"):
+    if length(data) is None:
         raise TypeError(
-            f"fine-tuning passes over the data {s.epochs} times: "
-            f"pass a DataLoader or a list of batches, not {type(data).__name__}"
+            f"fine-tuning passes over the data {s.epochs} times, and {type(data).__name__} does "
+            "not say how many batches a pass has: pass a DataLoader or a list of batches, or "
+            "give the iterable data set a `__len__`"
         )
 
 
@@ -292,7 +295,7 @@ class _Finetuning:
         model: nn.Module,
         data: Iterable,
         teacher: nn.Module | None,
-        loss: Callable,
+        loss: Callable | None,
         settings: Settings,
         shard: bool,
         chunk: int | None,
@@ -305,7 +308,7 @@ class _Finetuning:
         self.settings = settings
         self.checkpoint = checkpoint
         self.device = next(model.parameters()).device
-        self.pace = _Pace(len(data), s.epochs, s.accumulate, s.warmup)
+        self.pace = _Pace(length(data), s.epochs, s.accumulate, s.warmup)
         self.divided = Sharded(model) if shard else None
         self.learner = self.divided.net if shard else model  # whose parameters are trained
         groups = _groups(self.learner, s.weight_decay, s.layer_decay)
@@ -329,7 +332,7 @@ class _Finetuning:
             self.divided.scatter()
         return states
 
-    def _build_networks(self, loss: Callable, chunk: int | None) -> None:
+    def _build_networks(self, loss: Callable | None, chunk: int | None) -> None:
         "What is called for a batch: `net`, and the lesson with the teacher."
         if self.teacher is not None:
             self.teacher.eval()
@@ -439,7 +442,7 @@ def _epoch(
     batches = self.pace.batches
     epoch, seen = divmod(state.k, batches)
     self._begin_epoch(epoch)
-    for i, (x, y) in enumerate(stream(self.data, batches, self.device)):
+    for i, (x, y) in enumerate(stream(self.data, batches, self.model)):
         if i < seen:
             continue  # these batches were taken before the training was interrupted
         if self.random is not None:
@@ -500,7 +503,7 @@ def _run(
     try:
         with on_interrupt(interrupted):
             if total == 0:
-                next(stream(self.data, 1, self.device))  # says what is wrong with the data
+                next(stream(self.data, 1, self.model))  # says what is wrong with the data
             while self.state.k < total:
                 self._epoch(mixup, before, every, bar)
                 bar.set_postfix(loss=f"{self._end_epoch(evaluate, log):.3g}")
@@ -527,7 +530,8 @@ def finetune(
     share: float = 0.5,  # the teacher's part of the loss, in [0, 1]
     temperature: float = 1.0,  # of the distillation
     features: float = 0.0,  # weight of the distance to the teacher's last block
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,  # of outputs and labels
+    loss: Callable[[Tensor, Tensor], Tensor]
+    | None = None,  # of outputs and labels; None: the one that fits the model's answer
     *,
     mixup: Callable | None = None,  # (inputs, labels) → the same, mixed; e.g. `timm.data.Mixup`
     layer_decay: float | None = None,  # learning rate of a layer over that of the next, e.g. .75

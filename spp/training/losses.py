@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import compared
-from ..method.objective import Answer, answer, distill, labelled
+from ..method.labels import fitted
+from ..method.objective import Answer, answer, distill, labelled, with_loss
 from ..models.pairs import find_pairs
 
 # %% ../../nbs/training/00_losses.ipynb #fc6ff747
@@ -22,7 +23,7 @@ def mixed_loss(
     a: Answer,  # outputs of the student
     y: Tensor | None,  # labels, or None
     teacher: Answer | None,  # outputs of the teacher, or None
-    loss: Callable[[Tensor, Tensor], Tensor],  # of outputs and labels
+    loss: Callable[[Tensor, Tensor], Tensor] | None,  # of outputs and labels; None: no labels
     share: float,  # a in eq. 1: the teacher's part, in [0, 1]
     temperature: float,  # T in eq. 1, > 0; for features it is 1
 ) -> Tensor:  # scalar
@@ -31,7 +32,7 @@ def mixed_loss(
         return compared(loss, a.out, y)
     t = temperature if a.logits else 1.0
     kl = t**2 * distill(a._replace(out=a.out / t), teacher._replace(out=teacher.out / t))
-    if not labelled(loss, y):
+    if loss is None or not labelled(loss, y):
         return kl
     return (1 - share) * compared(loss, a.out, y) + share * kl
 
@@ -71,7 +72,7 @@ class Lesson:
     "What a batch teaches: the loss of a student, from labels, a teacher and its features."
 
     teacher: nn.Module | None  # usually the dense model; None: labels alone
-    loss: Callable[[Tensor, Tensor], Tensor]  # of outputs and labels
+    loss: Callable[[Tensor, Tensor], Tensor] | None  # of outputs and labels; None: what fits
     share: float  # the teacher's part of the loss, in [0, 1]
     temperature: float  # of the distillation, > 0
     features: float  # weight of the distance to the teacher's last block; 0: none
@@ -107,11 +108,14 @@ class Lesson:
                 f"the teacher's output has shape {list(told.out.shape)}, the model's "
                 f"{list(a.out.shape)}: they need the same classes"
             )
-        if told is None and not labelled(self.loss, y):
+        a = with_loss(a, self.loss)
+        told = None if told is None else with_loss(told, self.loss)
+        loss = self.loss or fitted(a, y, alone=told is None)
+        if told is None and (loss is None or not labelled(loss, y)):
             raise ValueError(
                 "nothing to learn from: let the data yield (inputs, labels), or pass teacher="
             )
-        cost = mixed_loss(a, y, told, self.loss, self.share, self.temperature)
+        cost = mixed_loss(a, y, told, loss, self.share, self.temperature)
         if self.features:
             student, teacher = (features.out for features in self.heard)
             cost = cost + self.features * relative_distance(student, teacher.to(student.dtype))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recomputed
 
-from ..method.objective import call, from_ranks, ranks, size
+from ..method.objective import from_ranks, ranks
+from ..models.batches import call, size
 from ..models.pairs import find_pairs
 
 # %% ../../nbs/training/01_parallel.ipynb #84f720e0
