@@ -144,7 +144,8 @@ def _means(m: Moments, layer: Layer) -> _Means:
 
 
 TARGETS = {"own": None, "dense": 0.0, "half": 0.5, "stream": 1.0}  # name → share of the stream
-RIDGES = (1e-8, 1e-5, 1e-3, 1e-2, 1e-1, 1.0)  # λ over the mean of the diagonal of A
+# λ over the mean of the diagonal of A
+RIDGES = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0)
 
 
 def _target(means: _Means, layer: Layer, name: str) -> tuple[Tensor, Tensor]:
@@ -160,10 +161,14 @@ def _target(means: _Means, layer: Layer, name: str) -> tuple[Tensor, Tensor]:
     return t, tz
 
 # %% ../../nbs/method/06_least_squares.ipynb #5a1c0e15
+def _scale(a: Tensor) -> Tensor:
+    "What a ridge is a multiple of"
+    return a.diagonal().mean().clamp(min=torch.finfo(a.dtype).tiny)
+
+
 def _steps(a: Tensor, residuals: list[Tensor], ridge: float) -> list[Tensor] | None:
     "Each residual · (a + λI)⁻¹; None if that is singular"
-    scale = a.diagonal().mean().clamp(min=torch.finfo(a.dtype).tiny)
-    damped = a + ridge * scale * torch.eye(len(a), dtype=a.dtype, device=a.device)
+    damped = a + ridge * _scale(a) * torch.eye(len(a), dtype=a.dtype, device=a.device)
     factor, failed = torch.linalg.cholesky_ex(damped)
     if failed:
         return None
@@ -227,6 +232,38 @@ class Choice:
     tokens: int  # that were fitted and held out
 
 
+def _errors(
+    seen: Moments, held_out: Moments, layer: Layer, gain: Tensor, targets: Sequence[str]
+) -> dict[tuple[str, float], float]:
+    "(target, ridge) → error on held-out tokens of the fit on those seen (eq. 3), unless singular"
+    means, test = _means(seen, layer), _means(_around(held_out, seen.shift), layer)
+    kept = layer.keep.nonzero()[:, 0]
+    w = layer.weight[:, kept]
+    c = torch.zeros_like(means.z) if layer.bias is None else means.z
+    a = (means.zz - torch.outer(c, c))[kept][:, kept]
+    values, basis = torch.linalg.eigh(a)
+    outer = torch.outer(c, test.z)
+    h = (test.zz - outer - outer.T + torch.outer(c, c))[kept][:, kept]
+    m = (test.z - c)[kept]
+    k = (test.tz[1] - test.t[1][:, None] * c)[:, kept]
+    slope = w @ h - k
+    turned, slopes, rotated = basis.T @ h @ basis, slope @ basis, m @ basis
+    found = {}
+    for name in targets:
+        t, tz = _target(means, layer, name)
+        steps = ((tz - t[:, None] * c)[:, kept] - w @ a) @ basis
+        t = torch.zeros_like(t) if layer.bias is None else t
+        at_start = ((slope - k) * w).sum(1) + test.tt + t * (t + 2 * (w @ m) - 2 * test.t[1])
+        linear = 2 * ((steps * (slopes + torch.outer(t, rotated))).T @ gain)
+        square = turned * (steps.T @ (steps * gain[:, None]))
+        for ridge in RIDGES:
+            damped = values + ridge * _scale(a)
+            if (damped > 0).all():
+                d = 1 / damped
+                found[name, ridge] = (gain @ at_start + linear @ d + d @ square @ d).item()
+    return found
+
+# %% ../../nbs/method/06_least_squares.ipynb #5a1c0e29
 def best_fit(
     seen: Moments,  # of the tokens to fit
     held_out: Moments,  # of the tokens to choose by
@@ -235,15 +272,17 @@ def best_fit(
     targets: Sequence[str] = tuple(TARGETS),  # those to try
 ) -> tuple[Fit, Choice]:  # the fit on all tokens, and how it was chosen
     "The target and the ridge with the least error on held-out tokens"
-    best = Fit(layer.weight[:, layer.keep], layer.bias)
-    before = error(held_out, layer, best, gain)
+    as_cut = Fit(layer.weight[:, layer.keep], layer.bias)
+    before = error(held_out, layer, as_cut, gain)
     choice = Choice("none", 0.0, before, before, seen.tokens + held_out.tokens)
-    for ridge in RIDGES if layer.keep.any() else RIDGES[:1]:
-        for target, fit in fitted(seen, layer, targets, ridge).items():
-            after = error(held_out, layer, fit, gain)
-            if after < choice.after:
-                choice.target, choice.ridge, choice.after = target, ridge, after
-    if choice.target == "none":
-        return best, choice
-    whole = fitted(added(seen, held_out), layer, [choice.target], choice.ridge)
-    return whole.get(choice.target, best), choice
+    errors = _errors(seen, held_out, layer, gain, targets)
+    if not errors:
+        return as_cut, choice
+    target, ridge = min(errors, key=errors.get)
+    fit = fitted(seen, layer, [target], ridge).get(target, as_cut)
+    after = error(held_out, layer, fit, gain)
+    if not after < before:
+        return as_cut, choice
+    choice.target, choice.ridge, choice.after = target, ridge, after
+    whole = fitted(added(seen, held_out), layer, [target], ridge)
+    return whole.get(target, as_cut), choice

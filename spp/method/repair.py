@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn import functional as F
 
 from ..core.bars import progress_bar
 from ..core.checks import check_amp, check_data, check_function, check_mask, check_whole
@@ -82,17 +81,14 @@ _FLOOR = 0.1  # weight that every token has, of the mean weight
 
 def _direction(a: Answer, generator: torch.Generator) -> Tensor:
     "u of eq. 1, shaped like the output"
-    out = a.out.detach().float().cpu()
+    u = torch.randn(a.out.shape, generator=generator).to(a.out.device)
     if a.each:
-        p = out.sigmoid()
-        u = torch.rand(p.shape, generator=generator).lt(p).float() - p
+        p = a.out.detach().float().sigmoid()
+        u = (p * (1 - p)).sqrt() * u
     elif a.logits:
-        p = out.softmax(-1)
-        drawn = torch.multinomial(p.flatten(0, -2), 1, generator=generator)
-        u = F.one_hot(drawn[:, 0], p.shape[-1]).view(p.shape) - p
-    else:
-        u = torch.randn(out.shape, generator=generator)
-    u = u.to(a.out.device)
+        p = a.out.detach().float().softmax(-1)
+        spread = p.sqrt() * u
+        u = spread - p * spread.sum(-1, keepdim=True)
     return u if a.seen is None else u * a.seen[..., None]
 
 

@@ -34,6 +34,7 @@ class Reader:
     keep: Tensor  # inputs that stay, bool, shape [in]
     block: str  # the block that holds it, an item of a list of blocks; "" if there is none
     additions: int = 0  # how many after it until the stream is whole; 0: no stream is known
+    last: bool = False  # the last of its block
 
 
 def matrix(
@@ -97,6 +98,7 @@ class Additions(TorchFunctionMode):
         super().__init__()
         self.stop = stop
         self.found: list[Tensor] = []  # the sums
+        self.values: list[Tensor] = []  # the same, whatever is written in their place later
         self.on = False  # the reader sets it when its output is there
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -110,6 +112,7 @@ class Additions(TorchFunctionMode):
             self.on = False  # a later branch has read the sum
         elif depend == 1 and alike:
             self.found.append(out)
+            self.values.append(out.detach().clone())
             if len(self.found) == self.stop:
                 raise Stop
         return out
@@ -159,6 +162,11 @@ def _copied(x: Any, device: torch.device) -> Any:
     return tree_map(lambda t: t.to(device, copy=True) if isinstance(t, Tensor) else t, x)
 
 
+def _detached(x: Any) -> Any:
+    "The tensors in `x`, without what they were computed from"
+    return tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, x)
+
+
 def _list_of(block: str) -> str:
     "The list of blocks that holds `block`"
     return block.rpartition(".")[0]
@@ -182,6 +190,7 @@ class SideBySide:
         self.fits: dict[str, tuple[Tensor, Tensor | None]] = {}  # repaired layers, whole
         self.done: set[str] = set()  # blocks that are skipped
         self.kept: dict[tuple[bool, str], list] = {}  # (pruned, list) → an output for each batch
+        self.passed: dict[int, Any] = {}  # batch → what the block now looked at returns, dense
         self.skips = True  # can blocks be skipped?
         self.now: Run | None = None
 
@@ -322,6 +331,9 @@ def _in_order(nets: SideBySide) -> None:
         nets.run(0, pruned=False)
     once = {id(r): r for r in called}
     nets.readers = list(once.values())
+    following = [r.block for r in nets.readers[1:]] + [None]
+    for reader, block in zip(nets.readers, following):
+        reader.last = reader.block != block
     nets.skips = all(count == 1 for count in blocks.values()) and all(r.block for r in nets.readers)
 
 
@@ -363,12 +375,12 @@ def advance(
     "Keep what `block` returns in both networks, and skip it from now on"
     if not nets.skips or following is None:
         return
-    for pruned in (False, True):
-        outs = []
-        for i in range(len(nets.batches)):
-            out = nets.run(i, pruned, block).out
-            outs.append(tree_map(lambda t: t.detach() if isinstance(t, Tensor) else t, out))
-        nets.kept[pruned, _list_of(block)] = outs
+    for pruned, known in ((False, nets.passed), (True, {})):
+        nets.kept[pruned, _list_of(block)] = [
+            known[i] if i in known else _detached(nets.run(i, pruned, block).out)
+            for i in range(len(nets.batches))
+        ]
+    nets.passed.clear()
     nets.done.add(block)
     if not _reads_the_same(nets, following):
         nets.skips = False
@@ -401,20 +413,29 @@ def find_stream(
     return True
 
 
+def _dense(nets: SideBySide, reader: Reader, batch: int) -> tuple[Tensor, Tensor | None]:
+    "What a reader writes in the dense network, and its stream; the last one runs its block through"
+    through = reader.last and nets.skips
+    run = nets.run(batch, False, reader.block, reader, 0 if through else reader.additions)
+    if through and run.out is not None:
+        nets.passed[batch] = _detached(run.out)
+    goal = run.additions.values[reader.additions - 1] if reader.additions else None
+    return run.wrote, goal
+
+
 def look(
     nets: SideBySide,  # running
     reader: Reader,  # after `find_stream`
     batch: int,  # which of the batches
 ) -> Look:  # on the device of the model
     "Run both networks on a batch, up to the stream behind a reader"
-    how = dict(block=reader.block, reader=reader, stop=reader.additions)
-    dense, pruned = nets.run(batch, False, **how), nets.run(batch, True, **how)
-    y = dense.wrote
+    y, goal = _dense(nets, reader, batch)
+    pruned = nets.run(batch, True, reader.block, reader, reader.additions)
     counts = torch.ones(y.shape[:-1], dtype=torch.bool, device=y.device)
     if not reader.additions:
         gain = torch.ones(y.shape[-1], dtype=torch.float64, device=y.device)
         return Look(pruned.read, y, y, counts, gain)
-    goal, there = dense.additions.found[-1].detach(), pruned.additions.found[-1]
+    there = pruned.additions.found[-1]
     ones = torch.ones_like(there)
     (gamma,) = torch.autograd.grad(there, pruned.variable, ones, retain_graph=True)
     (lack,) = torch.autograd.grad(there, pruned.variable, goal - there.detach())
