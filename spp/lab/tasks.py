@@ -195,7 +195,7 @@ def smollm2_task(
     articles = [tokenizer(text, return_tensors="pt").input_ids[0] for text in wikipedia()]
     test = _windows(articles[91:], held_out, 512, torch.Generator().manual_seed(0))
 
-    def data(n, seed):
+    def data(n, seed, length=length):
         generator = torch.Generator().manual_seed(seed)
         x = _windows(articles[:80], n * batch, length, generator)
         return [(some, some) for some in x.split(batch)]
