@@ -1137,8 +1137,8 @@ add(
 add(
     "SolutionPath.load of a folder",
     lambda w, tmp: spp.SolutionPath.load(tmp),
-    (FileNotFoundError, IsADirectoryError, ValueError),
-    "a solution path",
+    IsADirectoryError,
+    "is a folder: expected a solution path, which is one file",
 )
 
 

@@ -134,6 +134,13 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
     }[how]
 
 
+@pytest.mark.parametrize("name", ["path", "llm path", "training"])
+def test_a_folder_where_a_file_is_read(tmp_path, name):
+    "Not: that there is no such file"
+    with pytest.raises(IsADirectoryError, match="is a folder: expected a .*, which is one file"):
+        OUTPUTS[name].read(tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OUTPUTS)
 def test_damage_is_told(written, tmp_path, name):

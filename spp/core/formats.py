@@ -53,13 +53,11 @@ def load_json(
 ) -> dict:  # the content
     """Read a JSON file of ours.
 
-    Raises `FileNotFoundError` if there is none, and `ValueError` if it is damaged, was altered, is
-    something else, or was made by a newer spp.
+    Raises `FileNotFoundError` if there is none, `IsADirectoryError` for a folder, and `ValueError`
+    if it is damaged, was altered, is something else, or was made by a newer spp.
     """
-    check_file(path, "path", optional=False)
-    path, kind = Path(path).expanduser(), kinds[-1]
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: expected {kind} written by spp")
+    kind = kinds[-1]
+    path = _present(path, kind)
     text = _text(path)
     whole = _parsed(text, str(path), kind)
     _check_header(path, whole.get("kind") if whole.get("kind") in kinds else kind, whole)
@@ -67,6 +65,17 @@ def load_json(
     if whole.get("sha256") != _checksum(content) or text != _written(whole):
         raise ValueError(f"{path} was altered: its checksum does not fit. {AGAIN}")
     return content
+
+
+def _present(path: str | os.PathLike, kind: str) -> Path:
+    "The file to be read, if it is one"
+    check_file(path, "path", optional=False)
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: expected {kind}, which is one file")
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: expected {kind} written by spp")
+    return path
 
 
 def _text(path: Path) -> str:
@@ -144,13 +153,10 @@ def load_tensors(
 ) -> tuple[dict[str, Tensor], dict]:  # the tensors, and the header
     """Read tensors and header of a file of ours.
 
-    Raises `FileNotFoundError` if there is none, and `ValueError` if it is damaged, was altered, is
-    something else, or was made by a newer spp.
+    Raises `FileNotFoundError` if there is none, `IsADirectoryError` for a folder, and `ValueError`
+    if it is damaged, was altered, is something else, or was made by a newer spp.
     """
-    check_file(path, "path", optional=False)
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: expected {kind} written by spp")
+    path = _present(path, kind)
     tensors, metadata = _safetensors(path, kind)
     header = _parsed(metadata["spp"], f"the header of {path}", kind)
     _check_header(path, kind, header)
