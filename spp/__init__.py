@@ -10,6 +10,9 @@ if TYPE_CHECKING:  # what an editor reads; the table below is what runs
     from spp.cutting.files import load, save
     from spp.cutting.latency import summary
     from spp.cutting.pretrained import save_pretrained
+    from spp.judging.choosing import Comparison, Sizes, compare
+    from spp.judging.evaluate import accuracy, evaluate
+    from spp.judging.sensitivity import Sensitivity
     from spp.method.balance import balance
     from spp.method.objective import SearchStopped
     from spp.method.path import SolutionPath
@@ -26,6 +29,9 @@ _HOMES = {
     "spp.cutting.files": ("load", "save"),
     "spp.cutting.latency": ("summary",),
     "spp.cutting.pretrained": ("save_pretrained",),
+    "spp.judging.choosing": ("Comparison", "Sizes", "compare"),
+    "spp.judging.evaluate": ("accuracy", "evaluate"),
+    "spp.judging.sensitivity": ("Sensitivity",),
     "spp.method.balance": ("balance",),
     "spp.method.objective": ("SearchStopped",),
     "spp.method.path": ("SolutionPath",),
@@ -38,13 +44,19 @@ _HOMES = {
 }
 
 __all__ = [
+    "Comparison",
     "Cut",
     "Family",
     "Pair",
     "SearchStopped",
+    "Sensitivity",
+    "Sizes",
     "SolutionPath",
+    "accuracy",
     "balance",
+    "compare",
     "cut",
+    "evaluate",
     "find_pairs",
     "finetune",
     "gated",

@@ -616,7 +616,7 @@ add("cut inside of gated", inside_gates, ValueError, "carries gates", "outside o
 
 # --- budgets and masks ------------------------------------------------------------------------
 
-for measure in ("params", "flops", "units", "latency"):
+for measure in ("params", "macs", "units", "latency"):
     for v in (0, -1, nan, inf, "x", None, True, [], torch.tensor(0.5)):
         found = "" if isinstance(v, (list, torch.Tensor)) else shown(v)
 
@@ -632,8 +632,8 @@ for measure, v, text in (
     ("params", 2000.5, "neither a fraction"),
     ("units", 1.5, "units=1.5 is neither a fraction in .* nor a possible number of units"),
     ("units", 10**6, "more than the dense model's"),
-    ("flops", 7, "neither a fraction"),
-    ("foo", 0.5, "unknown budget 'foo': known are units, params, flops, latency"),
+    ("macs", 7, "neither a fraction"),
+    ("foo", 0.5, "unknown budget 'foo': known are units, params, macs, latency"),
     ("params", {}, "names no part: write e.g. params={'blocks.0': 0.5}"),
     ("params", {"x": 0.5}, "no units in 'x': they are in blocks"),
     ("params", {"blocks": 2}, r"must be the fraction to keep, in \(0, 1\], got 2"),
@@ -641,7 +641,7 @@ for measure, v, text in (
     ("params", {"blocks": None}, r"must be the fraction to keep, in \(0, 1\], got None"),
     ("params", {"blocks": nan}, r"must be the fraction to keep, in \(0, 1\], got nan"),
     ("params", {"blocks.0": 0.5, "blocks": 0.5}, "blocks.0 lies in blocks"),
-    ("flops", {"blocks": 0.5}, "budgets of parts are dicts for params= and units="),
+    ("macs", {"blocks": 0.5}, "budgets of parts are dicts for params= and units="),
 ):
 
     def run(w, tmp, measure=measure, v=v):

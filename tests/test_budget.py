@@ -57,7 +57,7 @@ def test_within_a_percent(shape):
     one = adapter_of(model).example(model)
     count = {
         "params": params_of,
-        "flops": lambda m: macs_of(m, one),
+        "macs": lambda m: macs_of(m, one),
         "units": lambda m: m.spp.units[0],
     }
     draw = random.Random(0)
@@ -116,12 +116,12 @@ def test_equal_widths_of_nothing():
 def test_several_budgets_and_contradictions():
     "All budgets are met, one of them closely; one that cannot be met is told"
     path = random_path(on_meta("deit_small"))
-    asked = dict(params=0.6, flops=0.5, units=0.55)
+    asked = dict(params=0.6, macs=0.5, units=0.55)
     got = path.cut(**asked).spp.got
     assert all(got[k] <= share for k, share in asked.items())
     assert max(got[k] / share for k, share in asked.items()) > 0.98
-    with pytest.raises(ValueError, match="flops=0.001 cannot be met"):
-        path.cut(params=0.6, flops=0.001)
+    with pytest.raises(ValueError, match="macs=0.001 cannot be met"):
+        path.cut(params=0.6, macs=0.001)
 
 
 def test_time_is_a_budget():

@@ -157,7 +157,7 @@ def test_budgets_are_true(family):
     # no budget is met closer than by the largest step
     finest = {k: c.max() / dense[k] for k, c in steps.items()}
     one = adapter_of(model).example(model)
-    count = {"params": params_of, "flops": lambda m: macs_of(m, one)}
+    count = {"params": params_of, "macs": lambda m: macs_of(m, one)}
     rest = max(path.costs.rest(pairs)[k] / dense[k] for k in count)
     for share in (0.9, 0.6, 0.4):
         if share < rest:

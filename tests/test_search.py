@@ -496,7 +496,7 @@ REACHABLE = r"Reachable: 0\.\d+ to 1"
             dict(params=0.01),
             r"params=0.01 cannot be met: what is not cut .* is 0\.\d+ of this model. " + REACHABLE,
         ),
-        (dict(speed=0.5), "unknown budget 'speed': known are units, params, flops"),
+        (dict(speed=0.5), "unknown budget 'speed': known are units, params, macs"),
         ({}, "no budget given: write params=0.5"),
     ],
 )

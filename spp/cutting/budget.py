@@ -58,7 +58,7 @@ Curve = tuple[list[int], list[float]]  # widths, and how many milliseconds each 
 class Costs:
     """What a model costs and what each unit of its pairs costs.
 
-    The measures are `units`, `params` (parameters), `flops` (multiply-accumulates of one sample)
+    The measures are `units`, `params` (parameters), `macs` (multiply-accumulates of one sample)
     and, where it was measured, `latency` (milliseconds of a forward pass).
     """
 
@@ -122,20 +122,20 @@ def _run_and_count(
 def unit_costs(
     model: nn.Module,  # the dense model
     pairs: list[Pair],  # its pairs
-    x: Tensor | dict[str, Tensor] | None = None,  # one sample; without it, `flops` is not counted
-) -> Costs:  # by `units`, `params` and, with `x`, `flops`
+    x: Tensor | dict[str, Tensor] | None = None,  # one sample; without it, `macs` is not counted
+) -> Costs:  # by `units`, `params` and, with `x`, `macs`
     "What `model` and each unit of its `pairs` cost; `ValueError` for pairs of another model."
     check_pairs(model, pairs)
     dense = {"units": sum(p.n for p in pairs), "params": params_of(model)}
     unit = {"units": [1] * len(pairs), "params": [p.params for p in pairs]}
     group = {"units": [0] * len(pairs), "params": [p.group[0] for p in pairs]}
     if x is not None:
-        dense["flops"], seen = _run_and_count(model, pairs, x)
-        unit["flops"] = [
+        dense["macs"], seen = _run_and_count(model, pairs, x)
+        unit["macs"] = [
             tokens * (p.weights + p.attended * attended)
             for p, (tokens, attended) in zip(pairs, seen)
         ]
-        group["flops"] = [
+        group["macs"] = [
             tokens * (p.group[1] + p.group[2] * attended)
             for p, (tokens, attended) in zip(pairs, seen)
         ]
@@ -197,6 +197,7 @@ class Steps:
         score: Tensor,  # one value per unit, larger is kept longer; shape [n]
         pairs: list[Pair],  # the pairs that hold these units
         costs: Costs,  # what they cost, from `unit_costs`
+        *,
         align: int = 8,  # widths are multiples of it (for heads see `step_size`)
         uniform: bool = False,  # equal widths in all layers; see `solve`
     ):
@@ -361,7 +362,7 @@ def cost_of(
 NOUN = {
     "units": "units",
     "params": "parameters",
-    "flops": "multiply-accumulates",
+    "macs": "multiply-accumulates",
     "latency": "milliseconds",
 }
 
@@ -381,7 +382,7 @@ def check_named(
     if unnamed:
         raise TypeError(
             f"which budget is {said(unnamed[0])}? Write params={said(unnamed[0])} (of the"
-            " parameters), flops=…, units=… or latency=…; and align=… by its name, too."
+            " parameters), macs=…, units=… or latency=…; and align=… by its name, too."
         )
 
 
@@ -429,8 +430,13 @@ def _known(budget: dict[str, float], costs: Costs) -> None:
     "Raise `ValueError` unless each measure of `budget` has a cost."
     if not budget:
         raise ValueError(
-            "no budget given: write params=0.5, flops=0.5 or units=0.5 (fractions kept), "
+            "no budget given: write params=0.5, macs=0.5 or units=0.5 (fractions kept), "
             "or absolute numbers"
+        )
+    if "flops" in budget:
+        raise ValueError(
+            "spp counts multiply-accumulates: write macs=. A count of FLOPs is about twice that of"
+            " MACs, though many papers call MACs FLOPs; as a fraction both are the same"
         )
     for measure in budget:
         check_choice(measure, "budget", NOUN)
@@ -454,10 +460,11 @@ def solve(
     score: Tensor,  # one value per unit, larger is kept longer; shape [n]
     pairs: list[Pair],  # the pairs that hold these units
     costs: Costs,  # what they cost, from `unit_costs`
+    *,
     align: int = 8,  # widths are multiples of it; for narrow heads see `step_size`
     uniform: bool = False,  # equal widths in all layers, for the library's own class
     steps: Steps | None = None,  # of the same arguments, if they are known from before
-    **budget: float,  # `units=`, `params=`, `flops=`, `latency=`: fractions or absolute numbers
+    **budget: float,  # `units=`, `params=`, `macs=`, `latency=`: fractions or absolute numbers
 ) -> Tensor:  # bool, shape [n]
     """The mask of the largest model that meets every budget.
 
@@ -466,7 +473,7 @@ def solve(
     `ValueError` for a budget that cannot be met, with the range that can.
     """
     _known(budget, costs)
-    steps = steps or Steps(score, pairs, costs, align, uniform)
+    steps = steps or Steps(score, pairs, costs, align=align, uniform=uniform)
     targets = {k: target(k, asked, costs.dense[k], steps.least[k]) for k, asked in budget.items()}
     return steps.take(targets)
 
@@ -479,5 +486,9 @@ def check_budget(
 ) -> None:
     "Raise `ValueError`, before a search, for a budget that no cut of `model` can meet."
     solve(
-        torch.zeros(sum(p.n for p in pairs)), pairs, unit_costs(model, pairs), 8, uniform, **budget
+        torch.zeros(sum(p.n for p in pairs)),
+        pairs,
+        unit_costs(model, pairs),
+        uniform=uniform,
+        **budget,
     )

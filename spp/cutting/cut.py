@@ -18,6 +18,7 @@ from ..core.checks import check_mask, check_whole
 from .budget import params_of
 from ..models.checks import check_copy, check_pairs
 from ..models.pairs import ADAPTERS, Pair, adapter_of, find_pairs, fingerprint, sites, split_units
+from ..models.weights import source_of
 
 # %% ../../nbs/cutting/01_cut.ipynb #1ee0fefe
 def _in_words(widths: dict[str, int]) -> str:
@@ -58,6 +59,7 @@ class Cut:
     asked: dict[str, float | dict[str, float]] = field(default_factory=dict)  # the budget, if any
     got: dict[str, float] = field(default_factory=dict)  # what it came to, fractions of the dense
     path: dict = field(default_factory=dict)  # the search: its method, steps, seed …
+    source: str = ""  # of the dense weights, see `spp.models.weights.source_of`
     build: dict = field(default_factory=dict, repr=False)  # how to make the dense structure
 
     def __repr__(self):
@@ -92,17 +94,20 @@ def _origin(model: nn.Module) -> tuple[dict, int]:
     "What a report says of the dense model, and its parameters; from its own report, if it was cut."
     report = getattr(model, "spp", None)
     if report:
-        told = dict(model=report.model, fingerprint=report.fingerprint, build=report.build)
+        kept = ("model", "fingerprint", "source", "build")
+        told = {name: getattr(report, name) for name in kept}
         return told, report.params[1]
     adapter = adapter_of(model)
     build = adapter.describe(model) if adapter else {}
-    return dict(model=name_of(model), fingerprint=fingerprint(model), build=build), params_of(model)
+    told = dict(model=name_of(model), fingerprint=fingerprint(model), source=source_of(model))
+    return told | dict(build=build), params_of(model)
 
 
 def cut(
     model: nn.Module,  # the dense model; it is not changed
     pairs: list[Pair],  # its pairs
     mask: Tensor,  # which units to keep, 0/1, shape [n]
+    *,
     align: int = 1,  # fill widths up with zeros to a multiple of it
 ) -> nn.Module:  # a smaller model of the same class, with the report as `.spp`
     """The dense model in which only the units of `mask` are left (eq. 1).

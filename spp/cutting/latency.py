@@ -68,7 +68,7 @@ def relative_latency(
 # %% ../../nbs/cutting/02_latency.ipynb #36090d5e
 def _classes(pairs: list[Pair], costs: Costs) -> list[list[str]]:
     "Layers that take equally long: of the same kinds and sizes, with the same cost of a unit."
-    cost = costs.unit.get("flops", costs.unit["params"])
+    cost = costs.unit.get("macs", costs.unit["params"])
     out = {}
     for site, at in sites(pairs).items():
         alike = tuple((pairs[i].kind, pairs[i].groups, pairs[i].size, cost[i]) for i in at)

@@ -32,7 +32,8 @@ from ..method.path import SolutionPath
 from ..models.batches import stream
 from ..models.checks import check_pairs
 from ..models.gates import gated
-from ..models.pairs import Pair, find_pairs, fingerprint
+from ..models.pairs import Pair, find_pairs
+from ..models.weights import of_weights
 
 # %% ../../nbs/judging/03_baselines.ipynb #a02d62b4
 def magnitude(
@@ -116,7 +117,7 @@ def baseline(
     pairs = find_pairs(model)
     generator = torch.Generator().manual_seed(seed)
     scores = _scores(method, model, pairs, data, batches, generator, loss, read)
-    info = dict(model=name_of(model), fingerprint=fingerprint(model), method=method, seed=seed)
+    info = dict(model=name_of(model), **of_weights(model), method=method, seed=seed)
     return SolutionPath(pairs, scores.float().cpu(), info=info).attach(model)
 
 # %% ../../nbs/judging/03_baselines.ipynb #84a32d70

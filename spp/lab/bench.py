@@ -12,6 +12,7 @@ from .bench_clip import clip_bench
 from .cost import search_cost, search_memory
 from .families import families
 from .orders import orders
+from .picks import picks
 from .repairs import repairs
 from .speed import speed
 from .tasks import TASKS

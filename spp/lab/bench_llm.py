@@ -35,8 +35,9 @@ from ..llm.weight_paths import LLMPath, one_shot, weight_path
 from ..method.objective import next_token
 from ..method.path import SolutionPath
 from ..method.search import first_looks, search
-from ..models.pairs import find_pairs, fingerprint
+from ..models.pairs import find_pairs
 from ..models.transformers import weight
+from ..models.weights import of_weights
 
 # %% ../../nbs/lab/15_bench_llm.ipynb #5054fa7a
 class Record:
@@ -176,7 +177,7 @@ def unit_wanda(
         if pair.kind == "vo":  # several heads read one value
             columns = columns.view(pair.groups, -1, pair.size).sum(1).flatten()
         v.append(columns)
-    info = dict(model=name_of(model), fingerprint=fingerprint(model), method="wanda")
+    info = dict(model=name_of(model), **of_weights(model), method="wanda")
     return SolutionPath(pairs, torch.cat(v).float(), info=info).attach(model)
 
 # %% ../../nbs/lab/15_bench_llm.ipynb #2d0710c9

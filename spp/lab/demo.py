@@ -71,7 +71,7 @@ def members(
             asked=budget,
             got=small.spp.got["params"],
             params=params_of(small),
-            macs=round(small.spp.got["flops"] * path.costs.dense["flops"]),
+            macs=round(small.spp.got["macs"] * path.costs.dense["macs"]),
         )
         rows.append(row | _scores(small, path.model, epochs, seed))
         models.append(small)

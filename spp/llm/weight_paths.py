@@ -26,6 +26,7 @@ from .scores import Inclusion, score_of
 from .text import check_tokens, digest
 from ..models.checks import check_copy
 from ..models.pairs import fingerprint
+from ..models.weights import of_weights, same_weights
 
 # %% ../../nbs/llm/05_weight_paths.ipynb #50604fe1
 KIND = "a path of an LLM"  # of the file
@@ -71,11 +72,10 @@ class LLMPath:
     ) -> "LLMPath":  # itself
         "Bind the path to its model; raises `ValueError` if it is another one."
         check_model(model)
-        found = fingerprint(model)
-        if found != self.info["fingerprint"]:
+        if not same_weights(self.info, model):
             raise ValueError(
                 f"path was made for {self.info['model']} with the weights "
-                f"{self.info['fingerprint']}; this {name_of(model)} has {found}. "
+                f"{self.info['fingerprint']}; this {name_of(model)} has {fingerprint(model)}. "
                 "Load the weights that were calibrated."
             )
         self.model = model
@@ -178,7 +178,7 @@ def weight_path(
             found[name] = levels(score(wide_weights(layer, stats), stats), by).cpu()
     info = dict(
         model=name_of(model),
-        fingerprint=fingerprint(model),
+        **of_weights(model),
         metric=metric,
         by=by,
         settings=asdict(score) if isinstance(score, Inclusion) else settings,

@@ -9,6 +9,7 @@ __all__ = ['KIND', 'entry_score', 'SolutionPath', 'attached']
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from ..cutting.latency import measure as measure_latency
 from ..cutting.latency import relative_latency
 from .repair import repair as repair_model
 from ..models.pairs import Pair, adapter_of, find_pairs, fingerprint, split_units
+from ..models.weights import same_weights
 
 # %% ../../nbs/method/03_path.ipynb #513aeaf6
 def entry_score(
@@ -49,12 +51,28 @@ def entry_score(
     return score
 
 # %% ../../nbs/method/03_path.ipynb #97efa8ac
-@dataclass(repr=False)
+_TENSORS = ("v", "fisher", "trace", "entered")
+
+# methods that are defined on pages further on → their module, imported when first asked for
+_LATER = {
+    "curve": "spp.judging.choosing",
+    "pick": "spp.judging.choosing",
+    "sensitivity": "spp.judging.sensitivity",
+}
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    "Whether two tensors have the same values, or are both missing."
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
+@dataclass(repr=False, eq=False)
 class SolutionPath:
     """The order in which the units of a model enter.
 
     `history` holds what the search logged at each step: the loss, and the method's own numbers.
-    `info` says how the path was made: model, fingerprint, method, steps, seed, settings.
+    `info` says how the path was made: model, its weights and their source, method, steps, seed,
+    settings. Two paths are equal if all of that is; the model they are attached to does not count.
     """
 
     pairs: list[Pair]  # the pairs whose units it orders
@@ -71,6 +89,15 @@ class SolutionPath:
         self.batch = None
         self._steps = {}
 
+    def __getattr__(self, name):
+        if name not in _LATER:
+            raise AttributeError(f"a SolutionPath has no {name!r}")
+        import_module(_LATER[name])  # which adds the method
+        return getattr(self, name)
+
+    def __dir__(self):
+        return sorted({*super().__dir__(), *_LATER})
+
     @property
     def n(self) -> int:  # ≥ 1
         "Number of units."
@@ -85,6 +112,14 @@ class SolutionPath:
     def order(self) -> Tensor:  # shape [n]
         "The indices of the units in the order of entry."
         return self.score.argsort(descending=True, stable=True)
+
+    def __eq__(self, other):
+        if not isinstance(other, SolutionPath):
+            return NotImplemented
+        tables = [(x.pairs, x.history, x.info) for x in (self, other)]
+        return tables[0] == tables[1] and all(
+            _equal(getattr(self, name), getattr(other, name)) for name in _TENSORS
+        )
 
     def kept(
         self,
@@ -185,7 +220,7 @@ def _check_model(path: SolutionPath, model: nn.Module) -> None:
     own = find_pairs(model) if adapter_of(model) else path.pairs
     units = sum(p.n for p in own)
     want = path.info.get("fingerprint")
-    same = bool(want) and want == fingerprint(model)
+    same = bool(want) and same_weights(path.info, model)
     head = f"path was searched on {searched or 'another model'} ({path.n} units)"
     if path.pairs != own and units != path.n and not same:
         raise ValueError(
@@ -317,7 +352,9 @@ def _by_part(
         costs = _part_costs(path.costs, at, len(units))
         target = _part_target(path, name, budget)
         try:
-            keep[units] = solve(path.score[units], pairs, costs, align, uniform, **target)
+            keep[units] = solve(
+                path.score[units], pairs, costs, align=align, uniform=uniform, **target
+            )
         except ValueError as e:
             raise ValueError(f"in {name!r}, with the rest of the model whole: {e}") from None
     return keep
@@ -351,7 +388,7 @@ def mask(
     *unnamed: float,  # none: budgets have names, e.g. params=0.5
     align: int = 8,  # widths are multiples of it; less in narrow heads
     uniform: bool = False,  # equal widths in all layers, see below
-    **budget: float | dict[str, float],  # `params=`, `flops=`, `units=`, `latency=`, see below
+    **budget: float | dict[str, float],  # `params=`, `macs=`, `units=`, `latency=`, see below
 ) -> Tensor:  # bool, shape [n]; true for units that stay
     """The units of the largest model within the budget.
 
@@ -369,12 +406,13 @@ def mask(
     check_flag(uniform, "uniform")
     if is_amount(budget.get("latency")) and "latency" not in attached(self).costs.dense:
         self.measure()
-    how = (self.score, self.pairs, attached(self).costs, align, uniform)
+    order = (self.score, self.pairs, attached(self).costs)
+    how = dict(align=align, uniform=uniform)
     if any(isinstance(b, Mapping) for b in budget.values()):
         return _by_part(self, align, uniform, budget)
     if budget and (align, uniform) not in self._steps:
-        self._steps[align, uniform] = Steps(*how)
-    return solve(*how, self._steps.get((align, uniform)), **budget)
+        self._steps[align, uniform] = Steps(*order, **how)
+    return solve(*order, **how, steps=self._steps.get((align, uniform)), **budget)
 
 # %% ../../nbs/method/03_path.ipynb #d4c89b10
 @patch
@@ -431,8 +469,7 @@ def save(
     file: str | os.PathLike,  # e.g. "deit.path"
 ) -> None:
     "Write the path to one file."
-    names = ("v", "fisher", "trace", "entered")
-    tensors = {k: getattr(self, k) for k in names if getattr(self, k) is not None}
+    tensors = {k: getattr(self, k) for k in _TENSORS if getattr(self, k) is not None}
     header = dict(
         pairs=[asdict(p) for p in self.pairs],
         history=self.history,

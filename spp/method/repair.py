@@ -312,7 +312,7 @@ def repair(
                 advance(nets, reader.block, following)
     found = fingerprint(model)
     with _written(model, nets.fits):
-        small = cut(model, pairs, mask, align)
+        small = cut(model, pairs, mask, align=align)
     small.spp.fingerprint = found  # that of the dense model, not of the weights just written
     small.spp.path["repair"] = _report(nets, choices, sum(map(size, inputs)))
     _say_few(choices, nets.readers)

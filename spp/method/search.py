@@ -54,7 +54,8 @@ from .resume import KEEP_EVERY, Run, all_states, random_states
 from ..models.batches import stream
 from ..models.checks import check_pairs
 from ..models.gates import gated
-from ..models.pairs import Pair, find_pairs, fingerprint, has_values, unwrapped
+from ..models.pairs import Pair, find_pairs, has_values, unwrapped
+from ..models.weights import of_weights
 
 # %% ../../nbs/method/02_search.ipynb #48ae8a2f
 @dataclass(frozen=True)
@@ -267,7 +268,7 @@ def _description(
     method, loss, read, amp = asked
     return dict(
         model=name_of(model),
-        fingerprint=fingerprint(model),
+        **of_weights(model),
         units=sum(p.n for p in pairs),
         method=method,
         steps=steps,

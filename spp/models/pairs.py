@@ -341,6 +341,7 @@ def unit_weights(
 def fingerprint(
     model: nn.Module,  # any model
     samples: int = 64,  # values read from each parameter and buffer
+    dtype: torch.dtype | None = None,  # hash the values as this type holds them; None: as they are
 ) -> str:  # 16 hexadecimal digits
     "A hash of names, shapes and a sample of the values of `model.state_dict()`"
     h = hashlib.sha256()
@@ -351,5 +352,8 @@ def fingerprint(
         flat = x.detach().flatten()
         count = min(samples, len(flat))
         at = torch.linspace(0, max(len(flat) - 1, 0), count, dtype=torch.float64).long()
-        h.update(flat[at.to(flat.device)].double().cpu().numpy().tobytes())
+        values = flat[at.to(flat.device)]
+        if dtype is not None and values.is_floating_point():
+            values = values.to(dtype)
+        h.update(values.double().cpu().numpy().tobytes())
     return h.hexdigest()[:16]

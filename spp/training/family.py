@@ -315,8 +315,9 @@ class Family:
         check_model(model)
         if not isinstance(path, SolutionPath):
             raise TypeError(f"`path` must be a SolutionPath, e.g. of spp.search; got {said(path)}")
-        # the weights are not those that were searched, so the path forgets their fingerprint
-        info = {k: v for k, v in path.info.items() if k != "fingerprint"}
+        # the weights are not those that were searched, so the path forgets their fingerprints
+        of_weights = ("fingerprint", "types", "rounded")
+        info = {k: v for k, v in path.info.items() if k not in of_weights}
         self.model = model
         self.table = table or []
         self.trained = tuple(trained) if trained else None
@@ -369,8 +370,8 @@ class Family:
         check_function(evaluate, "evaluate", "a model → a number", optional=False)
         for asked in check_shares(params):
             member = self.cut(params=asked)
-            share = member.spp.got.get("flops")  # not known of every model
-            macs = share and round(share * self.path.costs.dense["flops"])
+            share = member.spp.got.get("macs")  # not known of every model
+            macs = share and round(share * self.path.costs.dense["macs"])
             row = dict(asked=asked, params=member.spp.params[0], macs=macs, score=evaluate(member))
             self.table.append(row)
         return self
