@@ -25,7 +25,7 @@ from spp.judging.evaluate import accuracy, evaluate
 from spp.judging.retrieval import embed, recall
 from spp.llm.running import run_llm
 from spp.llm.text import perplexity, texts, windows
-from spp.llm.units import batches, repaired_cut
+from spp.llm.units import batches
 from spp.llm.weight_paths import one_shot, weight_path
 from spp.running import recipes
 from spp.running.cli import app
@@ -1306,10 +1306,10 @@ for where, function in (
     text = "up_proj` has a parametrization of `weight`.*cannot be set"
     add(f"{where} of a parametrization", weights_of_others(function), ValueError, text)
 add(
-    "repaired_cut of a model",
-    lambda w, tmp: repaired_cut(w.llm, w.ids, params=0.8),
-    TypeError,
-    "`path` must be a SolutionPath",
+    "repair on a window",
+    lambda w, tmp: spp.repair(w.model, w.pairs, half(w), w.ids[0]),
+    ValueError,
+    r"token ids must have shape \[n, length\].*Write ids\[None\]",
 )
 
 

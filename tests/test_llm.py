@@ -9,10 +9,11 @@ from families import randomised
 from torch import nn
 from torch.testing import assert_close
 
+import spp
 from spp.llm.calibration import blocks, linears, walk_blocks
 from spp.llm.scores import METRICS
 from spp.llm.text import tokens, windows
-from spp.llm.units import batches, consumers, repaired_cut
+from spp.llm.units import batches
 from spp.llm.weight_paths import LLMPath, one_shot, weight_path
 from spp.method.search import search
 from spp.models.transformers import weight
@@ -258,21 +259,50 @@ def test_an_input_that_is_always_zero():
 # --- units ----------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:few tokens")
 def test_units_are_folded(kind):
     model = calibrated(kind)[0]
     path = search(model, batches(IDS), steps=4, progress=False)
     plain = path.cut(params=0.75, align=1)
-    fixed = repaired_cut(path, IDS, params=0.75, align=1, progress=False)
+    how = dict(align=1, repair=IDS, repair_options=dict(progress=False))
+    fixed = path.cut(params=0.75, **how)
     assert fixed.spp.got == plain.spp.got
     assert fixed.spp.fingerprint == plain.spp.fingerprint
     assert [p.shape for p in fixed.parameters()] == [p.shape for p in plain.parameters()]
     assert distance(fixed, model) < distance(plain, model)
-    assert distance(repaired_cut(path, IDS, params=1.0, progress=False), model) == 0
-    readers = consumers(model, path.pairs, path.mask(align=1, params=0.75))
-    layers = inner(model)
-    assert len(readers) == sum(pair.kind != "qk" for pair in path.pairs)
-    for name, columns in readers.items():
-        assert columns.shape == (1, weight(layers[name]).shape[1])
+
+
+@pytest.mark.filterwarnings("ignore:few tokens")
+def test_a_cut_is_repaired_like_any_other():
+    "`path.cut` on windows is `spp.repair` of its mask on batches; nothing removed, nothing changed"
+    model = calibrated("opt")[0]
+    path = search(model, batches(IDS), steps=4, progress=False)
+    how = dict(align=1, repair=IDS, repair_options=dict(progress=False))
+    fixed = path.cut(params=0.75, **how)
+    mask = path.mask(align=1, params=0.75)
+    direct = spp.repair(model, path.pairs, mask, batches(IDS), progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(direct.parameters(), fixed.parameters()))
+    assert distance(path.cut(params=1.0, **how), model) <= 1e-12
+
+
+@pytest.mark.filterwarnings("ignore:few tokens")
+@pytest.mark.parametrize("kind", ["opt", "llama_gqa"])
+def test_padding_does_not_count(kind):
+    "A repair on padded windows does not depend on the tokens that pad"
+    model = calibrated(kind)[0]
+    path = search(model, batches(IDS), steps=4, progress=False)
+    seen = torch.ones_like(IDS)
+    seen[:, 20:] = 0
+
+    def repaired(fill):
+        ids = torch.where(seen > 0, IDS, fill)
+        data = [dict(input_ids=x, attention_mask=m) for x, m in zip(ids.split(2), seen.split(2))]
+        return path.cut(params=0.75, align=1, repair=data, repair_options=dict(progress=False))
+
+    for a, b in zip(repaired(0).parameters(), repaired(7).parameters()):
+        assert_close(a, b, rtol=1e-3, atol=1e-5)
+    layers = repaired(0).spp.path["repair"]["layers"].values()
+    assert {row["tokens"] for row in layers} == {6 * 20}
 
 
 # --- errors ---------------------------------------------------------------------------------

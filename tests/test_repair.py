@@ -8,7 +8,9 @@ from families import FAMILIES, out, randomised, small_vit, to
 from processes import together
 
 from spp import cut, find_pairs, load, repair, save, search
-from spp.method import side_by_side
+from spp.core.files import save_tensors
+from spp.method import kept_layers, side_by_side
+from spp.method import repair as repairs
 from spp.method.objective import ranks
 
 
@@ -239,3 +241,145 @@ def test_several_processes(tmp_path):
     assert all(
         torch.allclose(x, y, rtol=0, atol=1e-9) for x, y in zip(one.parameters(), a.parameters())
     )
+
+
+def padded(name="hf_bert"):
+    "A family in float64, some batches for it, and one that is all padding"
+    model, data = wide(name, 6)
+    empty = {**data[0], "attention_mask": torch.zeros_like(data[0]["attention_mask"])}
+    return model, data, empty
+
+
+@pytest.mark.filterwarnings("ignore:few tokens")
+@pytest.mark.parametrize("name", ["hf_bert", "hf_llama"])
+def test_batches_of_padding(name):
+    "They are left out, wherever they stand; a sample that is all padding does not count either"
+    model, data, empty = padded(name)
+    pairs = find_pairs(model)
+    mask = random_mask(pairs)
+
+    def repaired(batches):
+        return repair(model, pairs, mask, batches, batches=6, progress=False)
+
+    plain = repaired(data)
+    other = repaired([empty, *data[:3], empty, *data[3:]])
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), other.parameters()))
+    tensors = {k: e for k, e in empty.items() if isinstance(e, torch.Tensor)}
+    rows = [{**x, **{k: torch.cat([x[k], e]) for k, e in tensors.items()}} for x in data]
+    other = repaired(rows)
+    assert all(p.isfinite().all() for p in other.parameters())
+    assert distance(other, model, data) < distance(cut(model, pairs, mask), model, data)
+    with pytest.raises(ValueError, match="attention_mask is 0 everywhere in its 2 batches"):
+        repaired([empty, empty])
+
+
+def test_no_token_of_the_first_batch_reaches_the_stream(small, monkeypatch):
+    "The shift of the moments is that of the first tokens that count"
+    model, data = small
+    pairs = find_pairs(model)
+    mask = random_mask(pairs)
+    inputs = [x for x, _ in data]
+    whole = repair(model, pairs, mask, inputs, batches=4, progress=False)
+    own = repairs.look
+
+    def look(nets, reader, batch):
+        seen = own(nets, reader, batch)
+        if batch == 0:
+            seen.counts = torch.zeros_like(seen.counts)
+        return seen
+
+    monkeypatch.setattr(repairs, "look", look)
+    small = repair(model, pairs, mask, inputs, batches=4, progress=False)
+    assert all(p.isfinite().all() for p in small.parameters())
+    assert not all(torch.equal(a, b) for a, b in zip(small.parameters(), whole.parameters()))
+    assert distance(small, model, inputs) < distance(cut(model, pairs, mask), model, inputs)
+
+
+def shuffled(data):
+    "A loader that shuffles as torch's own random numbers say"
+    return torch.utils.data.DataLoader(torch.cat([x for x, _ in data]), 8, shuffle=True)
+
+
+def repaired_again(small, file=None):
+    model, data = small
+    pairs = find_pairs(model)
+    how = dict(batches=4, checkpoint=file, progress=False)
+    return repair(model, pairs, random_mask(pairs), shuffled(data), **how)
+
+
+def stopping(times):
+    "`save_tensors` of checkpoints, until Ctrl-C"
+    left = iter(range(times))
+
+    def save(*args):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        save_tensors(*args)
+
+    return save
+
+
+def noting(done, own):
+    "A `_fit` that notes which layers it fits"
+
+    def fit(nets, reader, omega):
+        done.append(reader.name)
+        return own(nets, reader, omega)
+
+    return fit
+
+
+def test_interrupted_and_resumed(small, tmp_path, monkeypatch):
+    "After any layer, from a loader that shuffles: the layers done stay, and the bits are the same"
+    torch.manual_seed(3)
+    whole = repaired_again(small)
+    for times in (1, 2, 3):
+        file = tmp_path / f"{times}.run"
+        torch.manual_seed(3)
+        monkeypatch.setattr(kept_layers, "save_tensors", stopping(times))
+        with pytest.raises(KeyboardInterrupt, match=f"after {times + 1} layers.* is kept"):
+            repaired_again(small, file)
+        monkeypatch.undo()
+        torch.manual_seed(99)
+        done = []
+        monkeypatch.setattr(repairs, "_fit", noting(done, repairs._fit))
+        again = repaired_again(small, file)
+        monkeypatch.undo()
+        assert len(done) == len(whole.spp.path["repair"]["layers"]) - times
+        assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters()))
+        assert again.spp.path == whole.spp.path
+    before = file.read_bytes()
+    finished = repaired_again(small, file)  # nothing is left to do
+    assert all(torch.equal(a, b) for a, b in zip(finished.parameters(), whole.parameters()))
+    assert file.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (dict(mask=1), "mask was"),
+        (dict(draws=3), "draws was None, now 3"),
+        (dict(amp=torch.bfloat16), "amp was None, now 'torch.bfloat16'"),
+        (dict(read=lambda y, x: y), "read was None"),
+        (dict(batches=3), "data.process 0.batches was 4, now 6"),
+        (dict(data=-1), "data.process 0.digest was"),
+        (dict(weights=1), "weights was"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_another_repair_is_refused(small, tmp_path, change, text):
+    model, data = copy.deepcopy(small[0]), [x for x, _ in small[1]]
+    pairs = find_pairs(model)
+    mask = random_mask(pairs)
+    how = dict(batches=4, checkpoint=tmp_path / "a.run", progress=False)
+    repair(model, pairs, mask, data, **how)
+    if "mask" in change:
+        mask = mask.clone()
+        mask[0] = ~mask[0]
+    if "data" in change:
+        data = [*data[:3], data[3] + 1e-3, *data[4:]]
+    if "weights" in change:
+        model.head.weight.data[0, 0] += 1
+    how |= {k: v for k, v in change.items() if k in ("draws", "amp", "read", "batches")}
+    with pytest.raises(ValueError, match=f"another repair: .*{text}"):
+        repair(model, pairs, mask, data, **how)

@@ -24,7 +24,7 @@ from spp.judging.evaluate import accuracy, evaluate
 from spp.judging.retrieval import embed
 from spp.llm.calibration import _check_places, walk_blocks
 from spp.llm.text import perplexity
-from spp.llm.units import batches, repaired_cut
+from spp.llm.units import batches
 from spp.llm.weight_paths import one_shot, weight_path
 from spp.method.balance import moments
 
@@ -221,7 +221,7 @@ def test_a_model_is_left_as_it_was(name, monkeypatch):
 
 def refined(model, _):
     path = spp.search(model, batches(IDS), steps=2, **QUIET)
-    return repaired_cut(path, IDS, params=0.9, **QUIET)
+    return path.cut(params=0.9, repair=IDS, repair_options=QUIET)
 
 
 def first_layer(model, _):
@@ -236,7 +236,7 @@ LANGUAGE = {
     "prune": lambda m, _: weight_path(m, IDS, **QUIET).prune(0.5, repair=IDS, **QUIET),
     "one_shot": lambda m, _: one_shot(m, IDS, "wanda", 0.5, **QUIET),
     "search": lambda m, _: spp.search(m, batches(IDS), steps=2, **QUIET),
-    "repaired_cut": refined,
+    "cut, repaired": refined,
     "walk_blocks": first_layer,
 }
 

@@ -30,11 +30,12 @@ from ..llm.calibration import blocks, walk_blocks
 from ..llm.masks import levels
 from ..llm.scores import Inclusion, wanda
 from ..llm.text import perplexity, windows
-from ..llm.units import batches, consumers, repaired_cut
+from ..llm.units import batches
 from ..llm.weight_paths import LLMPath, one_shot, weight_path
 from ..method.objective import next_token
 from ..method.path import SolutionPath
 from ..method.search import first_looks, search
+from ..method.side_by_side import readers
 from ..models.pairs import find_pairs
 from ..models.transformers import weight
 from ..models.weights import of_weights
@@ -172,8 +173,8 @@ def unit_wanda(
     }
     everything = torch.ones(sum(pair.n for pair in pairs))
     v = []
-    for pair, name in zip(pairs, consumers(model, pairs, everything)):
-        columns = score[name]
+    for reader in readers(model, pairs, everything):
+        pair, columns = pairs[reader.at], score[reader.name]
         if pair.kind == "vo":  # several heads read one value
             columns = columns.view(pair.groups, -1, pair.size).sum(1).flatten()
         v.append(columns)
@@ -237,6 +238,7 @@ def units(
     amp: torch.dtype | None = None,  # the type to run the model in; None: that of the weights
 ) -> None:
     "Measure the perplexity of dense cuts by every order, with and without repair."
+    how = dict(amp=amp, progress=False)
     for seed in seeds:
         ids = calibration(seed)
         for name, make in _orders(model, ids, seed, steps, amp).items():
@@ -248,10 +250,8 @@ def units(
             missing = {asked: key for asked, key in keys.items() if key not in record}
             path = make() if missing else None
             for (share, fix), key in missing.items():
-                if fix:
-                    small = repaired_cut(path, ids, params=share, amp=amp, progress=False)
-                else:
-                    small = path.cut(params=share)
+                text = ids if fix else None
+                small = path.cut(params=share, repair=text, repair_options=how)
                 value = float(perplexity(small, test, amp=amp))
                 figure = dict(perplexity=value, params=small.spp.got["params"])
                 if name == "ours" and not fix and seed == seeds[0]:

@@ -20,6 +20,7 @@ from ..core.restored import evaluating, restored
 from ..cutting.budget import params_of
 from ..cutting.cut import name_of
 from .text import check_tokens
+from ..method.least_squares import Moments
 from ..models.checks import hung
 from ..models.pairs import has_values, unwrapped
 from ..models.transformers import size
@@ -75,7 +76,7 @@ class Stats(NamedTuple):
         return self.second if self.second.dim() == 1 else self.second.diagonal()
 
 # %% ../../nbs/llm/01_calibration.ipynb #46482ea6
-class _Moments:
+class _Reads:
     "Sums of moments of what `layers` read, over several calls of their block"
 
     def __init__(self, layers: dict[str, nn.Module], full: bool, even: bool):
@@ -83,7 +84,8 @@ class _Moments:
         self.full = full  # all of H, or its diagonal?
         self.even = even  # do all tokens weigh alike?
         self.collector: dict[str, str] = {}  # layer → the layer that collects for it
-        self.sums: dict[str, tuple] = {}  # layer → sums of xxᵀ, of x, of weights; tokens
+        self.sums: dict[str, Moments] = {}  # layer → those of what it read
+        self.dtype = torch.float32  # of the means
         self.last: Tensor | None = None  # the tensor that was read last
         self.reader = ""  # the layer that read it first
 
@@ -97,30 +99,19 @@ class _Moments:
         self.collector[name] = name
         return False
 
-    def root_weights(self, x: Tensor) -> Tensor:  # shape [tokens, 1]
-        "Square root of the weight of each token"
-        if not self.even:
-            return x.new_ones(len(x), 1)
-        return x.shape[1] ** 0.5 / x.norm(dim=1, keepdim=True).clamp(min=1e-20)
-
     def add(self, name: str, x: Tensor) -> None:
         "Add the tokens of `x`, shape [windows, length, in], to the sums of layer `name`"
         x = x.flatten(0, -2)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        width = x.shape[1]
         if name not in self.sums:
-            empty = x.new_zeros(width, width) if self.full else x.new_zeros(width)
-            self.sums[name] = (empty, 0, 0, 0)
-        second, first, mass, tokens = self.sums[name]
-        root = self.root_weights(x)
-        weighted = x * root
-        if self.full:
-            second.addmm_(weighted.T, weighted)
-        else:
-            second.add_(weighted.square().sum(0))
-        first = first + (weighted * root).sum(0)
-        mass = mass + root.square().sum()
-        self.sums[name] = (second, first, mass, tokens + len(x))
+            self.dtype = x.dtype
+            self.sums[name] = Moments.zeros(x.new_zeros(x.shape[1]), x.new_zeros(0), self.full)
+        weights = x.new_ones(len(x))
+        if self.even:
+            power = x.square().mean(1)
+            weights = torch.where(power > 0, 1 / power, 0.0)
+        nothing = x[:, :0]  # no targets
+        self.sums[name].add(x, nothing, nothing, weights)
 
     def hook(self, name: str):
         "A forward pre-hook for layer `name`"
@@ -144,10 +135,11 @@ class _Moments:
 
     def stats(self) -> dict[str, Stats]:
         "Means from the sums, for every layer that has read something"
-        done = {
-            name: Stats(second.div_(mass), first / mass, tokens)
-            for name, (second, first, mass, tokens) in self.sums.items()
-        }
+
+        def mean(m):
+            return Stats((m.zz / m.mass).to(self.dtype), (m.z / m.mass).to(self.dtype), m.tokens)
+
+        done = {name: mean(m) for name, m in self.sums.items()}
         return {name: done[self.collector[name]] for name in self.layers if name in self.collector}
 
 # %% ../../nbs/llm/01_calibration.ipynb #b9bda24c
@@ -268,7 +260,7 @@ def walk_blocks(
             at = torch.device(device or next(block.parameters()).device)
             with restored(block):  # moves it back
                 block.to(at)
-                with _Moments(linears(block), full, even) as moments:
+                with _Reads(linears(block), full, even) as moments:
                     run(i, at, keep=not refresh)
                 for child, stats in moments.stats().items():
                     _check_finite(stats, f"{name}.{i}.{child}")

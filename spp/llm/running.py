@@ -35,7 +35,7 @@ from ..judging.evaluate import provenance
 from .masks import check_sparsity, parse_pattern
 from .scores import METRICS
 from .text import SETS, digest, perplexity, tokenizer_name, tokens, windows
-from .units import batches, repaired_cut
+from .units import batches
 from .weight_paths import LLMPath, weight_path
 from ..method.search import first_looks, search
 from ..models.pairs import find_pairs
@@ -217,10 +217,7 @@ def _by_units(
     check_budget(net, find_pairs(net), uniform, **request.asked)
     data = batches(ids[torch.arange(needed) % len(ids)])
     path = search(net.to(device or "cpu"), data, steps=steps, seed=seed)
-    if repair:
-        small = repaired_cut(path, ids, uniform=uniform, **request.asked)
-    else:
-        small = path.cut(uniform=uniform, **request.asked)
+    small = path.cut(uniform=uniform, repair=ids if repair else None, **request.asked)
     speed = "a dense model with fewer units: faster everywhere"
     return small, dict(path=path.info, got=small.spp.got, speed=speed)
 

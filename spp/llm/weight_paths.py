@@ -106,7 +106,7 @@ class LLMPath:
         sparsity: float | None = None,  # as in `mask`
         pattern: str | None = None,  # as in `mask`
         repair: Tensor | None = None,  # windows, shape [n, length], to refit what stays on
-        damping: float = 0.1,  # of the repair, see `refit`
+        damping: float = 0.1,  # of the repair, see `set_weights`
         inplace: bool = False,  # prune the model itself? Else a copy
         **kw,  # of `walk_blocks`: device, amp, progress
     ) -> nn.Module:  # of the same class and shapes, with zeros among its weights
@@ -195,7 +195,7 @@ def one_shot(
     pattern: str | None = None,  # "2:4": two of every four weights stay
     by: str | None = None,  # comparison group, "row" or "layer"; None: that of the metric
     repair: bool = False,  # refit what stays? Not with the inclusion
-    damping: float = 0.1,  # of the repair, see `refit`
+    damping: float = 0.1,  # of the repair, see `set_weights`
     inplace: bool = False,  # prune the model itself? Else a copy
     device: torch.device | str | None = None,  # where blocks are run; None: where the model is
     amp: torch.dtype | None = None,  # the type to run blocks in; None: that of the weights

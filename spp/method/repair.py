@@ -6,6 +6,7 @@
 __all__ = ['PER_INPUT', 'influence', 'repair']
 
 # %% ../../nbs/method/08_repair.ipynb #7c3e0e05
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,8 +18,19 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from ..core.bars import progress_bar
-from ..core.checks import check_amp, check_data, check_function, check_mask, check_whole
+from spp.core.checks import (
+    check_amp,
+    check_data,
+    check_file,
+    check_function,
+    check_mask,
+    check_whole,
+    check_windows,
+)
+from ..core.identity import digest_of, identity, of_model
+from ..core.restored import on_interrupt, what_is_kept
 from ..cutting.cut import cut
+from .kept_layers import KeptLayers
 from .least_squares import Choice, Fit, Moments, best_fit, over_processes
 from .objective import Answer, answer, over_ranks, ranks
 from spp.method.side_by_side import (
@@ -29,6 +41,7 @@ from spp.method.side_by_side import (
     find_stream,
     look,
     matrix,
+    pass_through,
     side_by_side,
 )
 from ..models.batches import Inputs, parts, size, to_device
@@ -56,24 +69,46 @@ def _split(x: Any, n: int) -> list[Any]:
     return out
 
 
+def _is_padding(x: Any) -> bool:
+    "Does no token of a batch count?"
+    seen = x.get("attention_mask") if isinstance(x, Mapping) else None
+    return isinstance(seen, Tensor) and not seen.any()
+
+
 def _taken(
     model: nn.Module, data: Iterable, batches: int | None, enough: Callable[[Any], int]
 ) -> list[Any]:
     "The inputs of the first batches; `enough` says of the first how many of its size to take"
-    out = []
+    out, empty = [], 0
     for batch in data:
         x = parts(batch, model)[0]
+        if _is_padding(x):
+            empty += 1
+            continue
         if not out and batches is None:
             batches = enough(x)
         out.append(x)
         if len(out) == batches:
             break
+    if not out and empty:
+        raise ValueError(
+            f"no token of the data to repair on counts: attention_mask is 0 everywhere in its"
+            f" {empty} batches. Expected 1 for tokens of the text and 0 for padding."
+        )
     if not out:
         raise ValueError("the data to repair on has no batches: pass a DataLoader with some")
     splits = isinstance(out[0], (Tensor, Mapping))
     if len(out) < _HELD_OUT and splits:
         out = [part for x in out for part in _split(x, -(-_HELD_OUT // len(out)))]
-    return out
+    return [x for x in out if not _is_padding(x)]
+
+
+def _of_windows(data: Iterable) -> Iterable:
+    "Batches of two windows, where `data` is a tensor of token ids; else `data`"
+    if not isinstance(data, Tensor) or data.is_floating_point():
+        return data
+    check_windows(data)
+    return data.split(2)
 
 # %% ../../nbs/method/08_repair.ipynb #7c3e0e10
 _FLOOR = 0.1  # weight that every token has, of the mean weight
@@ -164,27 +199,36 @@ def _weights(nets: SideBySide, reader: Reader, batch: int, seen: Tensor, omega: 
     return weights * seen
 
 
+def _empty_sums(read: Tensor, dense: Tensor) -> dict[bool, Moments]:
+    "Moments of no tokens, to fit and to choose by, shifted by the means of some"
+    shift = (x.flatten(0, -2).double().sum(0) / max(x[..., 0].numel(), 1) for x in (read, dense))
+    z_shift, t_shift = shift
+    return {held_out: Moments.zeros(z_shift, t_shift) for held_out in (False, True)}
+
+
 def _moments(
     nets: SideBySide, reader: Reader, omega: dict[str, list[Tensor]]
 ) -> tuple[Moments, Moments, Tensor]:
     "Moments of the tokens to fit and of those to choose by, and the mean gain of the channels"
     sums: dict[bool, Moments] = {}
-    gain = torch.zeros((), dtype=torch.float64)
     rank, world = ranks()
-    shift = None
     for i in range(len(nets.batches)):
         seen = look(nets, reader, i)
         weights = _weights(nets, reader, i, seen.counts, omega)
         use = weights > 0
+        if not sums:  # no token of the first batches may count
+            gain = torch.zeros(seen.dense.shape[-1] + 1, dtype=torch.float64, device=nets.device)
+            sums = _empty_sums(seen.read[:0], seen.dense[:0])
+        if not use.any():
+            continue
+        if not sums[False].tokens + sums[True].tokens:
+            sums = _empty_sums(seen.read[use], seen.dense[use])
         held_out = (i * world + rank) % _HELD_OUT == _HELD_OUT - 1
-        if shift is None:
-            shift = seen.read[use].mean(0), seen.dense[use].mean(0)
-            sums = {side: Moments.zeros(*shift) for side in (False, True)}
-        tokens = seen.read[use], seen.dense[use], seen.stream[use], weights[use]
-        sums[held_out].add(*tokens)
-        gain = gain + seen.gain
-    gain = over_ranks(gain / len(nets.batches))
-    return over_processes(sums[False]), over_processes(sums[True]), gain
+        sums[held_out].add(seen.read[use], seen.dense[use], seen.stream[use], weights[use])
+        gain[:-1] += seen.gain
+        gain[-1] += 1
+    gain = over_ranks(gain)
+    return over_processes(sums[False]), over_processes(sums[True]), gain[:-1] / gain[-1]
 
 
 def _fit(nets: SideBySide, reader: Reader, omega: dict[str, list[Tensor]]) -> Choice:
@@ -265,54 +309,91 @@ def _batches(
     return _taken(model, data, batches, enough)
 
 
-def _check_call(model: nn.Module, pairs: list[Pair], mask: Tensor, data: Iterable) -> None:
-    "Raise `TypeError` or `ValueError` unless `data` can repair this cut."
+def _check_call(
+    model: nn.Module, pairs: list[Pair], mask: Tensor, data: Iterable, read, amp, checkpoint, counts
+) -> None:
+    "Raise `TypeError` or `ValueError` for arguments of `repair` that cannot be."
     has_values(unwrapped(model))
     check_pairs(model, pairs)
     check_copy(model)
     check_mask(mask, sum(p.n for p in pairs))
     check_data(data)
+    for name, count in counts.items():
+        if count is not None:
+            check_whole(count, name)
+    check_function(read, "read", "(outputs, inputs) → features")
+    check_amp(amp, auto=False)
+    check_file(checkpoint, "checkpoint")
+
+
+def _depends(model: nn.Module, pairs: list[Pair], mask: Tensor, read, draws, amp) -> dict:
+    "All that the repaired layers depend on, but for the batches"
+    own = dict(pairs=digest_of([asdict(p) for p in pairs]), mask=digest_of(mask))
+    return of_model(model) | own | identity(dict(read=read, draws=draws, amp=amp))
+
+
+def _repair_layers(
+    nets: SideBySide, kept: KeptLayers, read: Callable | None, draws: int | None, progress: bool
+) -> None:
+    "Refit all layers in turn; those that are kept already are taken as they are"
+    omega = {}
+    if any(r.name not in kept.fits for r in nets.readers):
+        omega = influence(nets, read, draws)
+    for i, reader in enumerate(progress_bar(nets.readers, "repair", progress)):
+        if reader.name in kept.fits:
+            if omega and kept.choices[reader.name].tokens:
+                pass_through(nets, reader)
+            nets.replace(reader, kept.fits[reader.name])
+        else:
+            choice = _fit(nets, reader, omega)
+            weight, bias = nets.fits[reader.name]
+            kept.add(reader.name, Fit(weight[:, reader.keep], bias), choice)
+        following = nets.readers[i + 1] if i + 1 < len(nets.readers) else None
+        if omega and (following is None or following.block != reader.block):
+            advance(nets, reader.block, following)
 
 
 def repair(
     model: nn.Module,  # the dense model; not changed
     pairs: list[Pair],  # its pairs
     mask: Tensor,  # which units to keep, 0/1, shape [n]
-    data: Iterable,  # batches, as for `spp.search`; labels are not needed
+    data: Iterable,  # batches, as for `spp.search`, without labels; or windows of token ids
     *,
     align: int = 1,  # as for `spp.cut`
     batches: int | None = None,  # how many to take; None: until there are tokens enough
     read: Callable[[Any, Any], Tensor] | None = None,  # (outputs, inputs) → features, as for search
     draws: int | None = None,  # backward passes of `influence` for each batch
     amp: torch.dtype | None = None,  # the type to run the model in; None: that of the weights
+    checkpoint: str | os.PathLike | None = None,  # file of the layers done; if there, resume
     progress: bool = True,  # show a progress bar
 ) -> nn.Module:  # a smaller model of the same class, with the report as `.spp`
     """`spp.cut`, after the weights that read kept units took over what the removed ones did.
+
+    Give it what the model will meet: some hundred varied samples, not only those of one kind.
 
     Targets and ridges are chosen for each layer on batches that are held out of the fit; the
     report says which, in `small.spp.path["repair"]`. Warns if there are few tokens. Raises
     `ValueError` if the data has no batches, and what `spp.cut` raises.
     """
-    _check_call(model, pairs, mask, data)
+    data = _of_windows(data)
     counts = dict(align=align, batches=batches, draws=draws)
-    for name, count in counts.items():
-        if count is not None:
-            check_whole(count, name)
-    check_function(read, "read", "(outputs, inputs) → features")
-    check_amp(amp, auto=False)
+    _check_call(model, pairs, mask, data, read, amp, checkpoint, counts)
     mask = mask.bool().cpu()
+    kept = KeptLayers.begun(checkpoint, data)
     inputs = _batches(model, pairs, mask, data, batches, amp)
-    choices: dict[str, Choice] = {}
-    with side_by_side(SideBySide(model, pairs, mask, inputs, amp)) as nets:
-        omega = influence(nets, read, draws)
-        for i, reader in enumerate(progress_bar(nets.readers, "repair", progress)):
-            choices[reader.name] = _fit(nets, reader, omega)
-            following = nets.readers[i + 1] if i + 1 < len(nets.readers) else None
-            if following is None or following.block != reader.block:
-                advance(nets, reader.block, following)
+    kept.depends_on(_depends(model, pairs, mask, read, draws, amp) if checkpoint else {}, inputs)
+
+    def done():
+        n = len(kept.fits)
+        return what_is_kept("repair", f"{n} layers", checkpoint, n)
+
+    nets = SideBySide(model, pairs, mask, inputs, amp)
+    with on_interrupt(done), side_by_side(nets):
+        _repair_layers(nets, kept, read, draws, progress)
     found = fingerprint(model)
     with _written(model, nets.fits):
         small = cut(model, pairs, mask, align=align)
+    choices = {r.name: kept.choices[r.name] for r in nets.readers}
     small.spp.fingerprint = found  # that of the dense model, not of the weights just written
     small.spp.path["repair"] = _report(nets, choices, sum(map(size, inputs)))
     _say_few(choices, nets.readers)

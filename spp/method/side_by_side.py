@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Reader', 'matrix', 'readers', 'Stop', 'Additions', 'is_scaled_copy', 'Run', 'SideBySide', 'side_by_side', 'advance',
-           'Look', 'find_stream', 'look', 'counted']
+           'Look', 'find_stream', 'pass_through', 'look', 'counted']
 
 # %% ../../nbs/method/07_side_by_side.ipynb #6b2d0e05
 from collections.abc import Callable, Iterator, Mapping
@@ -423,6 +423,16 @@ def _dense(nets: SideBySide, reader: Reader, batch: int) -> tuple[Tensor, Tensor
     return run.wrote, goal
 
 
+def pass_through(
+    nets: SideBySide,  # running
+    reader: Reader,  # after `find_stream`, or repaired by an earlier process
+) -> None:
+    "Note what the block of its last reader returns in the dense network, as looks do on their way"
+    if reader.last and nets.skips:
+        for i in range(len(nets.batches)):
+            _dense(nets, reader, i)
+
+
 def look(
     nets: SideBySide,  # running
     reader: Reader,  # after `find_stream`
@@ -463,7 +473,8 @@ def counted(
         masks.append(torch.arange(text.shape[1], device=text.device) <= end)
     for mask in masks:
         if isinstance(mask, Tensor) and mask.dim() == 2:
-            for turned in (mask, mask.T):  # some layers have the tokens first
+            # some layers have the tokens first, OPT's MLPs one row for all samples
+            for turned in (mask, mask.T, mask.flatten()):
                 if turned.shape == shape:
                     return turned.bool()
     return None
