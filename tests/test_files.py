@@ -333,7 +333,7 @@ def test_even_cut_is_a_stock_model(name, tmp_path):
     assert {p.stock for p in pairs if p.kind in ("mlp", "glu")} == {"units"}
     small = cut(model, pairs, evenly(pairs))
     y = out(small, x)
-    config = model.config.to_dict()
+    config = small.config.to_dict()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_pretrained(small, tmp_path / "m")

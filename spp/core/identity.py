@@ -59,6 +59,8 @@ def _add(total, x: Any) -> None:
     "Add `x`, a tensor or a structure of tensors, to the hash `total`"
     if isinstance(x, Tensor):
         _add_tensor(total, x)
+    elif is_dataclass(x) and not isinstance(x, type):
+        _add(total, {f.name: getattr(x, f.name) for f in fields(x)})
     elif isinstance(x, np.ndarray) and x.dtype != object:
         total.update(f"{x.dtype}{x.shape}".encode() + np.ascontiguousarray(x).tobytes())
     elif isinstance(x, Mapping):

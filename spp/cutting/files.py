@@ -28,7 +28,7 @@ from spp.core.formats import (
     understood,
     write_tensors,
 )
-from .cut import Cut, differences, rebuild
+from .cut import Cut, differences, narrowed, rebuild
 from ..models.pairs import ADAPTERS, adapter_of, has_values
 
 # %% ../../nbs/cutting/03_files.ipynb #accd666f
@@ -267,8 +267,24 @@ def _stock_model(folder: Path, told: dict) -> nn.Module:
     return model
 
 # %% ../../nbs/cutting/03_files.ipynb #60c90908
+def _reported(model: nn.Module, cut: dict | None, widths: dict, build: dict) -> nn.Module:
+    "`model` with its report, if it is a cut one"
+    if cut:
+        cut = {k: tuple(v) if isinstance(v, list) else v for k, v in cut.items()}
+        model.spp = Cut(**cut, widths=widths, build=build)
+    return model
+
+
+def _by_widths(folder: Path) -> nn.Module:
+    "The model of a folder that transformers wrote of a cut one; see `note`"
+    adapter = import_module(ADAPTERS["transformers"])
+    with understood(folder, "a cut model that transformers wrote"):
+        model, told = adapter.from_widths(folder, narrowed)
+        return _reported(model, told.get("cut"), told["widths"], adapter.describe(model))
+
+
 def load(
-    folder: str | os.PathLike,  # what `save` or `save_pretrained` wrote
+    folder: str | os.PathLike,  # what `save`, `save_pretrained` or a `Trainer` wrote of it
     device: str | torch.device = "cpu",  # where the model goes
 ) -> nn.Module:  # in evaluation mode, with its report as `.spp` if it is a cut one
     """Make the model saved in `folder`.
@@ -279,11 +295,11 @@ def load(
     check_device(device)
     folder = place(folder)
     recover(folder)
+    if not (folder / "spp.json").is_file() and (folder / "config.json").is_file():
+        return _by_widths(folder).to(device).eval()
     told = header_of(folder)
     with understood(folder, told["kind"]):
         read = _stock_model if told["kind"] == PRETRAINED else _own_model
         model = read(folder, told)
-        if report := told["cut"]:
-            report = {k: tuple(v) if isinstance(v, list) else v for k, v in report.items()}
-            model.spp = Cut(**report, widths=told["widths"], build=told["build"])
+        _reported(model, told["cut"], told["widths"], told["build"])
     return model.to(device).eval()

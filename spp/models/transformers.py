@@ -22,6 +22,7 @@ from spp.models.transformers_build import (
     stock_config,
     write_config,
 )
+from .transformers_folders import from_widths, note
 from spp.models.transformers_heads import (
     copy_into,
     cut_heads,

@@ -24,7 +24,7 @@ from .transformers_layers import config_of, width_name
 
 # %% ../../nbs/models/04_transformers_build.ipynb #22eaa278
 # where the weights come from, not structure
-_ORIGIN = ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype")
+_ORIGIN = ("_name_or_path", "_model_name_or_path", "transformers_version", "dtype", "spp")
 
 
 def _without_origin(config: dict) -> dict:
@@ -214,6 +214,7 @@ def stock_config(
 ) -> tuple[object, dict[str, dict[int, dict[str, int]]]]:  # and part → layer → number
     "A configuration with the numbers of all layers, and the numbers of layers that differ"
     config, other = copy.deepcopy(model.config), {}
+    vars(config).pop("spp", None)  # the widths, which the numbers say instead
     if config.is_encoder_decoder:
         return config, other  # its layers are counted twice
     for part, rows in _numbers_of_layers(model, widths).items():

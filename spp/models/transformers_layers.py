@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 # %% ../../nbs/models/04_transformers_layers.ipynb #ee2bd1b9
@@ -263,9 +264,12 @@ def config_of(
     site: str,  # a module's name
 ) -> tuple[str, object] | None:  # part of the model's configuration, "" for all of it; and itself
     "The configuration that `site` was made from; None if that is not clear"
-    while site and not hasattr(model.get_submodule(site), "config"):
-        site = site.rpartition(".")[0]
-    kind, top = type(model.get_submodule(site).config), model.config
+    parts = site.split(".")
+    above = [model.get_submodule(".".join(parts[:i])) for i in range(len(parts) + 1)]
+    held = [m.config for m in above if isinstance(getattr(m, "config", None), PreTrainedConfig)]
+    if not held:
+        return None
+    kind, top = type(held[-1]), held[0]  # of a body inside of one's own module, the body's
     if type(top) is kind:
         return "", top
     names = getattr(top, "sub_configs", ())
