@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import spp
 from spp.judging.evaluate import accuracy
 
-WORDS = "the quick brown fox jumps over a lazy dog and says hello to every animal".split()  # noqa: SIM905
+TEXT = "the quick brown fox jumps over a lazy dog and says hello to every animal"
+WORDS = TEXT.split()
 SMALL = dict(
     hidden_size=32,
     intermediate_size=64,
