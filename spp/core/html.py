@@ -35,6 +35,10 @@ def _three(x: float) -> str:
 _CELL = "padding:.15em .6em;white-space:nowrap;border-bottom:1px solid rgba(128,128,128,.25);"
 _NUMBER = "text-align:right;font-variant-numeric:tabular-nums;"
 _TABLE = "border-collapse:collapse;font-size:.9em;margin:.3em 0"
+_LIST = (
+    "display:grid;grid-template-columns:minmax(5em,max-content) minmax(0,1fr);column-gap:1em;"
+    "font-size:.9em"
+)
 _MUTED = "opacity:.7;font-size:.85em;margin:.2em 0"
 
 
@@ -46,15 +50,17 @@ def html_table(
     rows: pd.DataFrame,  # its texts and numbers as they should stand there
     note: str = "",  # a line below
     shades: pd.DataFrame | None = None,  # of the same shape: how dark a cell is, 0 to 1
+    words: int = 1,  # columns that hold words and stand at the left
 ) -> str:  # HTML
-    "A table that scrolls by itself on a narrow screen; its first column stands at the left."
+    "A table that scrolls by itself on a narrow screen; words stand at the left."
     left = "text-align:left;"
-    head = "".join(_cell("th", c, _NUMBER if i else left) for i, c in enumerate(rows.columns))
+    heads = enumerate(rows.columns)
+    head = "".join(_cell("th", c, left if i < words else _NUMBER) for i, c in heads)
     body = []
     for r, row in enumerate(rows.itertuples(index=False)):
         cells = []
         for i, text in enumerate(row):
-            style = _NUMBER if i else left
+            style = left if i < words else _NUMBER
             shade = 0 if shades is None else shades.iloc[r, i]
             if isinstance(shade, Real) and shade > 0:
                 style += f"background:rgba(40,110,180,{0.6 * shade:.2f});"
@@ -70,13 +76,12 @@ def html_list(
 ) -> str:  # HTML
     "Names and values, one below the other."
     rows = [
-        f'<div style="display:flex;gap:.8em;flex-wrap:wrap;font-size:.9em">'
-        f'<span style="opacity:.7;min-width:7em">{escape(str(name))}</span>'
-        f'<span style="overflow-wrap:anywhere;min-width:0">{escape(str(x))}</span></div>'
+        f'<span style="opacity:.7">{escape(str(name))}</span>'
+        f'<span style="overflow-wrap:anywhere;min-width:0">{escape(str(x))}</span>'
         for name, x in facts.items()
         if x is not None and x != ""
     ]
-    return "".join(rows)
+    return f'<div style="{_LIST}">{"".join(rows)}</div>'
 
 
 def html_card(

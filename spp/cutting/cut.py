@@ -12,10 +12,12 @@ import sys
 from dataclasses import dataclass, field
 from importlib import import_module
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
 from ..core.checks import check_mask, check_whole
+from ..core.html import html_card, html_list, html_table, in_units
 from .budget import params_of
 from ..models.checks import check_copy, check_pairs
 from ..models.pairs import ADAPTERS, Pair, adapter_of, find_pairs, fingerprint, sites, split_units
@@ -31,7 +33,7 @@ def _in_words(widths: dict[str, int]) -> str:
     return f"{widths['hidden']} hidden" if widths["hidden"] else "MLP: its bias only"
 
 
-def _by_block(widths: dict[str, dict[str, int]]) -> list[str]:
+def _by_block(widths: dict[str, dict[str, int]]) -> list[tuple[str, str]]:  # blocks, their layers
     "A line for each block, one for several that are alike."
     blocks = {}  # block → its layers, in words, attention first
     for site, layer in sorted(widths.items(), key=lambda row: "hidden" in row[1]):
@@ -44,8 +46,7 @@ def _by_block(widths: dict[str, dict[str, int]]) -> list[str]:
         else:
             runs.append([block, "", layers])
     names = [f"{first} to {last}" if last else first for first, last, _ in runs]
-    wide = max(map(len, names), default=0)
-    return [f"  {name:{wide}}  " + ", ".join(run[2]) for name, run in zip(names, runs)]
+    return [(name, ", ".join(run[2])) for name, run in zip(names, runs)]
 
 # %% ../../nbs/cutting/01_cut.ipynb #72706f39
 @dataclass
@@ -75,7 +76,29 @@ class Cut:
             )
             got = ", ".join(f"{k} {v:.3f}" for k, v in self.got.items())
             rows.append(f"  asked {asked}; got {got}")
-        return "\n".join(rows + _by_block(self.widths))
+        blocks = _by_block(self.widths)
+        wide = max((len(name) for name, _ in blocks), default=0)
+        return "\n".join(rows + [f"  {name:{wide}}  {layers}" for name, layers in blocks])
+
+    def _repr_html_(self):
+        share = self.params[0] / self.params[1]
+        asked = ", ".join(f"{k}={v}" for k, v in self.asked.items())
+        facts = {
+            "parameters": f"{in_units(self.params[0])} of {in_units(self.params[1])} ({share:.3f})",
+            "units": f"{self.units[0]:,} of {self.units[1]:,}",
+            "asked": asked,
+            "got": ", ".join(f"{k} {v:.3f}" for k, v in self.got.items()),
+            "repaired": "yes" if "repair" in self.path else "",
+            "named source": self.source,
+        }
+        bar = (
+            '<div style="background:rgba(128,128,128,.25);max-width:24em;height:.5em;margin:.3em">'
+            f'<div style="background:#286eb4;height:100%;width:{share:.1%}"></div></div>'
+        )
+        layers = pd.DataFrame(_by_block(self.widths), columns=["block", "layers"])
+        return html_card(
+            f"A cut of {self.model}", [bar, html_list(facts), html_table(layers, words=2)]
+        )
 
 # %% ../../nbs/cutting/01_cut.ipynb #23e69868
 def name_of(

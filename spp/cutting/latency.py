@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core.bars import progress_bar
 from ..core.checks import check_flag, check_model, check_number, check_whole, running
+from ..core.html import html_card, html_list, in_units
 from ..core.restored import evaluating
 from .budget import Costs, macs_of, params_of, solve, step_size
 from .cut import cut, name_of
@@ -203,6 +204,19 @@ class Summary:
             )
             rows.append(f"  {self.ms:.3g} ms a forward pass, {self.where}{beside}")
         return "\n".join(rows)
+
+    def _repr_html_(self):
+        ran = ", ".join(f"{k} × {n}" for k, n in self.kernels.items()) or "nowhere"
+        facts = {"parameters": in_units(self.params), "MACs a sample": in_units(self.macs)}
+        facts["attention runs"] = ran
+        if self.ms is not None:
+            facts["a forward pass"] = f"{self.ms:.3g} ms, {self.where}"
+        if self.relative is not None:
+            facts["beside the dense model"] = f"{self.relative:.3f} of its time"
+        parts = [html_list(facts)]
+        if self.cut is not None:
+            parts.append(self.cut._repr_html_())
+        return html_card(self.model, parts)
 
 # %% ../../nbs/cutting/02_latency.ipynb #2ca415e0
 def _example(model: nn.Module) -> Input:

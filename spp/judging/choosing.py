@@ -8,7 +8,7 @@ __all__ = ['Evaluate', 'paired', 'Judge', 'Comparison', 'compared', 'compare', '
 # %% ../../nbs/judging/06_choosing.ipynb #6c0d2a05
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from numbers import Real
 from typing import Any
@@ -26,6 +26,7 @@ from ..cutting.budget import NOUN, Steps, params_of
 from ..cutting.latency import relative_latency
 from .evaluate import Hashed, correct
 from .retrieval import normal_quantile
+from ..method.looking import one_budget
 from ..method.path import SolutionPath, attached
 
 # %% ../../nbs/judging/06_choosing.ipynb #6c0d2a08
@@ -187,9 +188,7 @@ class Sizes:
         out["score"] = t.score.map("{:.4f}".format)
         out["drop"] = t["drop"].map("{:+.4f}".format)
         if self.n:
-            out[f"drop, {self.level:.0%}"] = [
-                f"{a:+.4f} to {b:+.4f}" for a, b in zip(t.low, t.high)
-            ]
+            out[f"{self.level:.0%}"] = [f"{a:+.4f} to {b:+.4f}" for a, b in zip(t.low, t.high)]
         return pd.DataFrame(out).loc[:, lambda x: ~x.isin(["nan", "–"]).all()]
 
     def _samples(self) -> str:
@@ -223,20 +222,6 @@ class Sizes:
         return ax
 
 # %% ../../nbs/judging/06_choosing.ipynb #6c0d2a16
-def _one_budget(budget: dict) -> tuple[str, list[float]]:
-    "The measure and the sizes that were asked for; `ValueError` unless it is one measure"
-    if len(budget) > 1:
-        raise ValueError(f"sizes of one measure at a time: got {', '.join(budget)}")
-    measure, asked = next(iter(budget.items()), ("params", (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2)))
-    asked = [asked] if isinstance(asked, Real) else asked
-    if isinstance(asked, (str, bytes, Mapping)) or not isinstance(asked, Iterable):
-        raise TypeError(f"`{measure}` must be sizes, e.g. (0.75, 0.5); got {said(asked)}")
-    asked = list(asked)
-    if not asked:
-        raise ValueError(f"{measure}=() names no size: write e.g. {measure}=(0.75, 0.5)")
-    return measure, sorted(asked, reverse=True)
-
-
 def _row(path: SolutionPath, small: nn.Module, asked: float, batch: Any, found: Comparison) -> dict:
     "What the table says of a size"
     share = small.spp.got.get("macs")
@@ -269,7 +254,8 @@ def curve(
     Each interval is that of the drop on the same samples, and holds for each size by itself: of
     twenty sizes one may well lie outside of its own. Raises what `cut` raises.
     """
-    measure, sizes = _one_budget(budget)
+    measure, sizes = one_budget(budget, (0.9, 0.75, 0.6, 0.5, 0.4, 0.3, 0.2))
+    sizes = sorted(sizes, reverse=True)
     check_number(level, "level", "(0, 1)")
     judge = Judge(evaluate, attached(self).model)
     repair = list(repair) if isinstance(repair, Iterator) else repair

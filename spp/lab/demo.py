@@ -26,6 +26,7 @@ from ..judging.baselines import baseline
 from ..judging.data import digits, digits_vit
 from ..judging.evaluate import accuracy, provenance
 from .records import COLOURS, read_record, write_record
+from ..method.looking import plot_table
 from ..method.path import SolutionPath
 from ..method.search import search
 from ..models.pairs import find_pairs
@@ -123,39 +124,13 @@ def plot_accuracy(
     return axes
 
 # %% ../../nbs/lab/01_demo.ipynb #d2f59896
-def _units(widths: dict) -> int:
-    "Units that a layer keeps"
-    return widths["heads"] * widths["head_dim"] if "heads" in widths else widths["hidden"]
-
-
-def _label(widths: dict) -> str:
-    "`heads×dimensions`, or hidden units"
-    return f"{widths['heads']}×{widths['head_dim']}" if "heads" in widths else str(widths["hidden"])
-
-
 def plot_widths(
     models: list[nn.Module],  # members, the widest among them
     ax=None,  # a matplotlib axis; a new one if not given
 ):  # the axis
     "What each member keeps of each layer"
-    import matplotlib.pyplot as plt
-
-    layers = list(models[0].spp.widths)
-    if ax is None:
-        _, ax = plt.subplots(figsize=(6, 0.36 * len(layers) + 1), layout="constrained")
-    shares = []
-    for layer in layers:
-        units = [_units(m.spp.widths[layer]) for m in models]
-        shares.append([n / max(units) for n in units])
-    ax.imshow(shares, vmin=0, vmax=1, cmap="Blues", aspect="auto")
-    for i, layer in enumerate(layers):
-        for j, m in enumerate(models):
-            color = "white" if shares[i][j] > 0.55 else "black"
-            text = _label(m.spp.widths[layer])
-            ax.text(j, i, text, ha="center", va="center", fontsize=8, color=color)
-    ax.set_xticks(range(len(models)), [share_text(m.spp.asked["params"]) for m in models])
-    ax.set_yticks(range(len(layers)), [name.replace("blocks.", "block ") for name in layers])
-    ax.set(xlabel="asked share of the parameters", title="heads × dimensions, or hidden units")
+    ax = plot_table({share_text(m.spp.asked["params"]): m.spp.widths for m in models}, ax)
+    ax.set_xlabel("asked share of the parameters")
     return ax
 
 # %% ../../nbs/lab/01_demo.ipynb #6f16ed0a

@@ -55,6 +55,10 @@ _TENSORS = ("v", "fisher", "trace", "entered")
 
 # methods that are defined on pages further on → their module, imported when first asked for
 _LATER = {
+    "plot": "spp.method.looking",
+    "plot_widths": "spp.method.looking",
+    "plot_heads": "spp.method.looking",
+    "_repr_html_": "spp.method.looking",
     "curve": "spp.judging.choosing",
     "pick": "spp.judging.choosing",
     "sensitivity": "spp.judging.sensitivity",
@@ -169,48 +173,6 @@ def to_pandas(
     if self.entered is not None:
         columns["entered"] = self.entered.numpy()
     return pd.DataFrame(columns)
-
-# %% ../../nbs/method/03_path.ipynb #4543da7c
-def _colour(pairs: list[Pair], i: int) -> tuple:
-    "Colour of pair `i`, as RGBA: one hue for each kind, darker with depth."
-    from matplotlib import colormaps
-
-    kinds = list(dict.fromkeys(p.kind for p in pairs))
-    same = [j for j, p in enumerate(pairs) if p.kind == pairs[i].kind]
-    hue = ("Blues", "Oranges", "Greens", "Purples")[kinds.index(pairs[i].kind) % 4]
-    return colormaps[hue](0.35 + 0.6 * same.index(i) / max(len(same) - 1, 1))
-
-
-@patch
-def plot(
-    self: SolutionPath,
-    axes=None,  # two axes of matplotlib; None: new ones
-):  # the two axes
-    "Plot the mean gates over the search, and the widths over the path."
-    import matplotlib.pyplot as plt
-
-    if axes is None:
-        _, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    shares = np.linspace(0, 1, 101)
-    kept = np.array([self.kept(s) for s in shares])
-    last = {p.kind: i for i, p in enumerate(self.pairs)}  # the pair that names its kind
-    for i, p in enumerate(self.pairs):
-        label = p.kind if last[p.kind] == i else None
-        style = dict(color=_colour(self.pairs, i), lw=1.2, label=label)
-        if self.trace is not None:
-            axes[0].plot(np.arange(1, len(self.trace) + 1), self.trace[:, i], **style)
-        axes[1].plot(shares, kept[:, i], **style)
-    axes[0].set(xlabel="step", ylabel="mean gate", title="search", ylim=(0, None))
-    axes[1].plot([0, 1], [0, 1], color="k", lw=0.6, ls=":")
-    axes[1].set(
-        xlabel="share of all units kept",
-        ylabel="share of the pair kept",
-        title="path",
-        xlim=(0, 1),
-        ylim=(0, 1),
-    )
-    axes[1].legend(frameon=False)
-    return axes
 
 # %% ../../nbs/method/03_path.ipynb #2b60f9ce
 def _check_model(path: SolutionPath, model: nn.Module) -> None:

@@ -31,6 +31,7 @@ from spp.core.checks import (
 )
 from ..core.files import check_output, place, recover, replace_json, replacing
 from ..core.formats import digest, inside, load_json, save_json, understood
+from ..core.html import html_card, html_table, in_units
 from ..core.identity import check_same, digest_of, identity, of_data, of_model
 from ..core.restored import on_interrupt, what_is_kept
 from ..cutting.budget import cost_of
@@ -469,6 +470,16 @@ def _sizes(family: Family) -> str:
 @patch
 def __repr__(self: Family):
     return _sizes(self) + ("\n" + self.to_pandas().to_string(index=False) if self.table else "")
+
+
+@patch
+def _repr_html_(self: Family):
+    t = self.to_pandas()
+    if not self.table:
+        return html_card(_sizes(self), ["No member was judged yet: family.score(evaluate, (.75,))"])
+    columns = {"asked": t.asked.map("{:g}".format), "params": t.params.map(in_units)}
+    columns |= {"MACs": t.macs.map(in_units), "score": t.score.map("{:.4f}".format)}
+    return html_card(_sizes(self), [html_table(pd.DataFrame(columns))])
 
 # %% ../../nbs/training/05_family.ipynb #65cfb96c
 _CARD = """# {sizes}
