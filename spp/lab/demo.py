@@ -247,7 +247,8 @@ def demo(
         _save_pictures(new, table, ours)
         plain = table.astype(object).where(table.notna(), None)  # JSON has no NaN
         arguments = dict(steps=steps, epochs=epochs, budgets=list(budgets), orders=list(orders))
-        record = dict(rows=plain.to_dict("records"), **told)
+        samples = len(digits()[1].dataset)
+        record = dict(rows=plain.to_dict("records"), samples=samples, **told)
         record |= provenance(seed, time.time() - begun, arguments)
         write_record(new / "demo.json", record)
     return table

@@ -9,10 +9,9 @@ __all__ = ['Ran', 'read', 'table', 'page', 'report']
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from html import escape
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,11 @@ import pandas as pd
 
 from ..core.files import check_output, place, replacing
 from ..core.formats import digest, understood
+from ..core.html import in_units
 from ..cutting.files import header_of
-from ..method.path import SolutionPath, _colour
+from ..method.looking import depth_scale, plot_gates, plot_kept, units_of, width_text
+from ..method.path import SolutionPath
+from .figures import STATES, Line, panel, svg_of
 from .folder import read_json
 from ..training.family import folder_of, share_text
 
@@ -30,8 +32,8 @@ from ..training.family import folder_of, share_text
 class Ran:
     """A run of `spp run` or `spp demo`, as far as it is.
 
-    `rows` has the columns order, asked, params, share, macs, latency, one_shot and score, as
-    far as they are known.
+    `rows` has the columns order, asked, params, share, macs, latency, one_shot, repaired and
+    score (fine-tuned), as far as they are known.
     """
 
     name: str  # of its folder
@@ -159,32 +161,6 @@ def read(
     with understood(folder, "a run"):
         return reader(folder)
 
-# %% ../../nbs/running/02_report.ipynb #35c0e765
-_LOOK = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "spp",
-    "font.family": "sans-serif",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
-
-
-def _svg(draw: Callable, size: tuple[float, float] = (4.4, 3.0)) -> str:
-    "What `draw` puts on an axis, as SVG for a page"
-    import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with mpl.rc_context(_LOOK):
-        figure = Figure(size, layout="constrained")
-        FigureCanvasAgg(figure)
-        draw(figure.subplots())
-        out = StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    svg = out.getvalue()
-    svg = svg[svg.index("<svg") :]
-    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)  # it names web addresses
-
 # %% ../../nbs/running/02_report.ipynb #8d4af3e0
 def _line_name(run: Ran, order: str, alone: bool) -> str:
     "Run, order or both: what tells the lines of a figure apart"
@@ -193,61 +169,52 @@ def _line_name(run: Ran, order: str, alone: bool) -> str:
     return run.name if order == "spp" else f"{run.name}, {order}"
 
 
-def _lines(runs: list[Ran], what: str) -> Iterator[tuple]:  # colour, name, order, rows
-    "The lines of a figure of the score against `what`; runs that do not know it have none"
+def _lines(runs: list[Ran]) -> list[Line]:
+    "A line for each run and order"
     parts = [(r, *part) for r in runs for part in r.rows.groupby("order", sort=False)]
-    for k, (ran, order, rows) in enumerate(parts):
-        rows = rows.dropna(subset=[what, "score"]) if what in rows else rows[:0]
-        if len(rows):
-            yield f"C{k}", _line_name(ran, order, len(runs) == 1), order, rows
+    return [
+        Line(
+            _line_name(ran, order, len(runs) == 1),
+            rows,
+            ours=order == "spp",
+            samples=ran.made.get("samples"),
+            colour=f"C{k}",
+        )
+        for k, (ran, order, rows) in enumerate(parts)
+    ]
 
 
-def _curves(runs: list[Ran], what: str, label: str) -> Callable | None:
-    "Score against `what`; None if no run knows it"
-    lines = list(_lines(runs, what))
+def _panels(runs: list[Ran]) -> list[Callable | None]:
+    "A panel for each way the members were made; and the last of them against MACs and time"
+    lines = _lines(runs)
+    states = [state for state in STATES if any(state in line.rows for line in lines)]
+    if not states:
+        return []
+    by_share = [panel(lines, state, "share", _AGAINST["share"]) for state in states]
+    others = [
+        panel(lines, states[-1], what, label) for what, label in _AGAINST.items() if what != "share"
+    ]
+    return by_share + others
 
-    def draw(ax):
-        for colour, name, order, rows in lines:
-            ours = order == "spp"
-            width, marker = (2, 4) if ours else (1, 3)
-            ax.plot(
-                rows[what], rows.score, color=colour, marker="o", ms=marker, lw=width, label=name
-            )
-        ax.set(xlabel=label, ylabel="score")
-        ax.legend(frameon=False, fontsize=8)
 
-    return draw if lines else None
+_AGAINST = {
+    "share": "share of the parameters",
+    "macs": "multiply-accumulates",
+    "latency": "time, relative to the dense model",
+}
 
 # %% ../../nbs/running/02_report.ipynb #546b7912
 def _gates(path: SolutionPath) -> Callable | None:
-    "Mean gate of each pair over the search, at most 200 of its steps"
-    if path.trace is None:
-        return None
-    stride = max(1, -(-len(path.trace) // 200))  # rounded up
-    steps = range(1, len(path.trace) + 1, stride)
-
-    def draw(ax):
-        for i in range(len(path.pairs)):
-            ax.plot(steps, path.trace[::stride, i], color=_colour(path.pairs, i), lw=1)
-        ax.set(title="search", xlabel="step", ylabel="mean gate of a pair", ylim=(0, None))
-
-    return draw
+    "Mean gate of each pair over the search"
+    return (lambda ax: plot_gates(path, ax)) if path.trace is not None else None
 
 
 def _kept(path: SolutionPath) -> Callable:
-    "Share of each pair that is kept over the path"
-    last = {p.kind: i for i, p in enumerate(path.pairs)}
-    shares = [k / 50 for k in range(51)]
-    kept = [path.kept(share) for share in shares]
+    "Share of each pair that is kept over the path, with the scale of depth"
 
     def draw(ax):
-        for i, p in enumerate(path.pairs):
-            label = p.kind if last[p.kind] == i else None
-            ax.plot(shares, [k[i] for k in kept], color=_colour(path.pairs, i), lw=1, label=label)
-        ax.plot([0, 1], [0, 1], "k:", lw=0.6)
-        ax.set(title="path", xlim=(0, 1), ylim=(0, 1))
-        ax.set(xlabel="share of all units kept", ylabel="share of a pair kept")
-        ax.legend(frameon=False, fontsize=8)
+        plot_kept(path, ax)
+        depth_scale(ax, path.pairs)
 
     return draw
 
@@ -285,28 +252,48 @@ dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .
   font-size: .85rem }
 dt { color: #666 }
 dd { margin: 0; overflow-wrap: anywhere }
+@media (max-width: 600px) {
+  body { padding: .6rem }
+  table { font-size: .72rem }
+  th, td { padding: .15rem .28rem }
+  h1 { font-size: 1.25rem; overflow-wrap: anywhere }
+}
 """
 
 
 def _said(x: Any, name: str = "") -> str:
     "A number or a text as people read it; `name` is that of its column"
-    whole = name in ("params", "macs")
-    if x is None or x != x:  # missing, or not a number
+    if x is None or (isinstance(x, float) and x != x):  # missing, or not a number
         return "–"
-    if name in ("score", "one_shot"):
+    if isinstance(x, (list, tuple)):
+        return ", ".join(map(_said, x))
+    if name in STATES:
         return f"{x:.3f}"
+    if name in ("params", "macs"):
+        return in_units(x)
     if isinstance(x, float):
-        return f"{x:,.0f}" if abs(x) >= 1000 or (whole and x == int(x)) else f"{x:.4g}"
-    return f"{x:,}" if whole and isinstance(x, int) and not isinstance(x, bool) else str(x)
+        return f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.4g}"
+    return str(x)
 
 
 def _table_row(tag: str, cells: Iterable[str]) -> str:
     return "<tr>" + "".join(f"<{tag}>{escape(x)}</{tag}>" for x in cells) + "</tr>"
 
 
+_TITLES = {"asked": "size", "macs": "MACs", "latency": "time", **STATES}
+
+
+def _told(rows: pd.DataFrame) -> pd.DataFrame:
+    "The columns that tell rows apart, under the names that people use"
+    same = [name for name in ("run", "state", "order") if rows[name].nunique() < 2]
+    other = [name for name in ("run", "order", "asked", *rows) if name not in same]
+    first = [name for name in dict.fromkeys(other) if name in rows and name != "share"]
+    return rows[first]
+
+
 def _table(rows: pd.DataFrame) -> str:
     "A table as HTML"
-    head = _table_row("th", map(str, rows.columns))
+    head = _table_row("th", (_TITLES.get(name, name) for name in rows.columns))
     body = [
         _table_row("td", (_said(x, name) for name, x in zip(rows.columns, row)))
         for row in rows.astype(object).itertuples(index=False)
@@ -324,16 +311,10 @@ def _list(about: dict[str, Any]) -> str:
     return f"<dl>{''.join(items)}</dl>"
 
 # %% ../../nbs/running/02_report.ipynb #fd89ad07
-def _size(width: dict[str, int]) -> int:
-    "Units of a layer"
-    return width["heads"] * width["head_dim"] if "heads" in width else width["hidden"]
-
-
 def _width_cell(width: dict[str, int], most: int) -> str:
     "A cell of the table of widths, the darker the nearer to `most` units"
-    text = f"{width['heads']}×{width['head_dim']}" if "heads" in width else str(width["hidden"])
-    shade = f"rgba(40,110,180,{0.75 * _size(width) / most:.2f})"
-    return f'<td style="background:{shade}">{text}</td>'
+    shade = f"rgba(40,110,180,{0.75 * units_of(width) / most:.2f})"
+    return f'<td style="background:{shade}">{width_text(width)}</td>'
 
 
 def _widths(widths: dict[float, dict]) -> str:
@@ -341,7 +322,7 @@ def _widths(widths: dict[float, dict]) -> str:
     rows = []
     for layer in next(iter(widths.values())):
         of_members = [member[layer] for member in widths.values()]
-        most = max(max(map(_size, of_members)), 1)
+        most = max(max(map(units_of, of_members)), 1)
         cells = "".join(_width_cell(width, most) for width in of_members)
         rows.append(f"<tr><td>{escape(layer)}</td>{cells}</tr>")
     head = "".join(f"<th>{share_text(share)}</th>" for share in widths)
@@ -360,7 +341,7 @@ def table(
 
 
 def _figures(*draw: Callable | None) -> str:
-    return '<div class="figures">' + "".join(_svg(f) for f in draw if f) + "</div>"
+    return '<div class="figures">' + "".join(svg_of(f) for f in draw if f) + "</div>"
 
 
 def _section(ran: Ran) -> str:
@@ -381,11 +362,15 @@ def _section(ran: Ran) -> str:
     return "".join(parts)
 
 # %% ../../nbs/running/02_report.ipynb #4b99be60
-_AGAINST = {
-    "share": "share of the parameters",
-    "macs": "multiply-accumulates",
-    "latency": "time, relative to the dense model",
-}
+def _notes(runs: list[Ran]) -> str:
+    "What the figures and the table leave to be said"
+    samples = sorted({ran.made["samples"] for ran in runs if ran.made.get("samples")})
+    told = "Shares are drawn by the logarithm of their errors. MACs are multiply-accumulates of"
+    told += " one sample; time is a forward pass over that of the dense model."
+    if samples:
+        number = " and ".join(f"{n:,}" for n in samples)
+        told += f" Bands: the 95 % interval of each score by itself, on {number} samples."
+    return f"<p class=note>{escape(told)}</p>"
 
 
 def page(
@@ -398,13 +383,13 @@ def page(
         for ran in runs
         if ran.settings.get("smoke")
     )
-    figures = _figures(*(_curves(runs, what, label) for what, label in _AGAINST.items()))
+    figures = _figures(*_panels(runs))
     title = escape("spp: " + ", ".join(ran.name for ran in runs))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{title}</title><style>{_STYLE}</style></head><body>"
-        f"<h1>{title}</h1>{noise}{figures}{_table(rows)}"
+        f"<h1>{title}</h1>{noise}{figures}{_notes(runs)}{_table(_told(rows))}"
         f"{''.join(map(_section, runs))}</body></html>\n"
     )
 
