@@ -285,7 +285,7 @@ _TITLES = {"asked": "size", "macs": "MACs", "latency": "time", **STATES}
 
 def _told(rows: pd.DataFrame) -> pd.DataFrame:
     "The columns that tell rows apart, under the names that people use"
-    same = [name for name in ("run", "state", "order") if rows[name].nunique() < 2]
+    same = [name for name in ("run", "state", "order") if name in rows and rows[name].nunique() < 2]
     other = [name for name in ("run", "order", "asked", *rows) if name not in same]
     first = [name for name in dict.fromkeys(other) if name in rows and name != "share"]
     return rows[first]
