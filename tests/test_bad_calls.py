@@ -27,7 +27,7 @@ from spp.llm.running import run_llm
 from spp.llm.text import perplexity, texts, windows
 from spp.llm.units import batches
 from spp.llm.weight_paths import one_shot, weight_path
-from spp.running import recipes
+from spp.running import runs
 from spp.running.cli import app
 from spp.running.report import report
 from spp.running.slurm import Resources, launch
@@ -1394,13 +1394,16 @@ add(
 
 
 def smoke(w, tmp, recipe="deit_tiny", **kw):
-    return recipes.run(recipe, out=tmp / "r", smoke=True, progress=False, **kw)
+    return runs.run(recipe, out=tmp / "r", smoke=True, progress=False, **kw)
 
 
 for name, words, values in (
     ("batch", "whole number of at least 1", (0, -4, 1.5)),
     ("update", "whole number of at least 1", (0,)),
-    ("prune", "whole number of at least 0", (-1,)),
+    ("repair", "whole number of at least 0", (-1, 0.5)),
+    ("dense", "whole number of at least 0", (-1,)),
+    ("num_classes", "whole number of at least 1", (0,)),
+    ("image_size", "whole number of at least 1", (-32,)),
     ("finetune", "whole number of at least 0", (-1, nan)),
     ("balance", "whole number of at least 0", (-1,)),
     ("seed", "whole number from 0", (-1,)),
@@ -1412,11 +1415,15 @@ for name, words, values in (
     ("share", r"in \[0, 1\]", (2,)),
     ("mixup", "nonnegative and finite", (-1,)),
 ):
-    numbers("recipes.run", smoke, name, words, *values)
+    numbers("runs.run", smoke, name, words, *values)
 for what, kw, kind, text in (
     ("params=()", dict(params=()), ValueError, "`params` is empty"),
     ("params=(2.0,)", dict(params=(2.0,)), ValueError, r"`params` must be in \(0, 1\]"),
     ("params='x'", dict(params="x"), TypeError, "`params` must be several shares"),
+    ("prune=-1", dict(prune=-1, repair=0), ValueError, "whole number of at least 0"),
+    ("prune=3 and a repair", dict(prune=3), ValueError, r"write repair=0 \(--no-repair\)"),
+    ("weights=False", dict(weights=False), ValueError, "unknown value of `weights` False"),
+    ("a checkpoint that is not there", dict(checkpoint="no"), FileNotFoundError, "no checkpoint"),
     ("an unknown field", dict(foo=1), ValueError, "a recipe has no foo: it has model, update"),
     ("an unknown recipe", dict(recipe="x"), ValueError, "unknown recipe 'x': known are deit_base"),
     ("an unknown model", dict(model="nosuch"), ValueError, "timm has no model 'nosuch'"),
@@ -1433,16 +1440,16 @@ for what, kw, kind, text in (
     def run(w, tmp, kw=kw):
         return smoke(w, tmp, **kw)
 
-    add(f"recipes.run with {what}", run, kind, text)
+    add(f"runs.run with {what}", run, kind, text)
 add(
-    "recipes.run without data",
-    lambda w, tmp: recipes.run("deit_tiny", out=tmp / "r"),
+    "runs.run without data",
+    lambda w, tmp: runs.run("deit_tiny", out=tmp / "r"),
     ValueError,
     "no data: pass the folder of the images, or smoke=True",
 )
 add(
-    "recipes.run of a folder that is not there",
-    lambda w, tmp: recipes.run("deit_tiny", tmp / "no", tmp / "r", weights=False),
+    "runs.run of a folder that is not there",
+    lambda w, tmp: runs.run("deit_tiny", tmp / "no", tmp / "r", weights="none"),
     FileNotFoundError,
     "no folder .*: expected one with train/ and val/",
 )

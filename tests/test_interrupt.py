@@ -12,7 +12,7 @@ import torch
 from command import MAIN, inside, python
 
 import spp
-from spp.running import recipes
+from spp.running import runs
 from spp.running.recipes import RECIPES, Recipe
 
 QUIET = dict(progress=False)
@@ -109,8 +109,8 @@ def test_walk(tmp_path):
 @pytest.fixture
 def tiny(monkeypatch):
     "A recipe on noise whose loaders may press Ctrl-C"
-    generated = recipes.generated
-    monkeypatch.setattr(recipes, "generated", lambda *args: Stopping(generated(*args)))
+    generated = runs.generated
+    monkeypatch.setattr(runs, "generated", lambda *args: Stopping(generated(*args)))
     monkeypatch.setitem(RECIPES, "tiny", Recipe("test_vit", 2, 1, 1, 4, 1e-3))
 
 

@@ -25,7 +25,8 @@ from spp.core.formats import load_json
 from spp.lab.demo import demo
 from spp.llm.running import KIND as LLM
 from spp.llm.running import run_llm
-from spp.running.recipes import RECIPES, Recipe, run
+from spp.running.recipes import RECIPES, Recipe
+from spp.running.runs import run
 from spp.training.family import joint, walk
 from spp.training.finetune import finetune
 

@@ -17,8 +17,9 @@ from spp.core import files
 from spp.core.files import LISTING, recover
 from spp.lab.demo import demo
 from spp.llm.running import run_llm
-from spp.running.recipes import RECIPES, Recipe, run
+from spp.running.recipes import RECIPES, Recipe
 from spp.running.report import report
+from spp.running.runs import run
 from spp.training.finetune import finetune
 
 WHOLE = [name for name, output in OUTPUTS.items() if output.replaced]
@@ -221,12 +222,16 @@ def test_demo_and_llm_refuse_a_folder_with_a_users_file(tmp_path, monkeypatch, n
         "params_0.50/notes.txt",
         "params_0.75.run",
         "pruned/params_0.75/notes.txt",
+        "repaired/params_0.75/notes.txt",
+        "dense/notes.txt",
         "prune.run",
         "balanced/notes.txt",
     ],
 )
 def test_a_run_refuses_where_a_users_file_is_in_the_way(tmp_path, monkeypatch, name):
-    monkeypatch.setattr("spp.running.recipes._dense", lambda *a: pytest.fail("work has begun"))
+    monkeypatch.setattr(
+        "spp.running.runs.dense_model", lambda *a, **kw: pytest.fail("work has begun")
+    )
     refuses_at_once(lambda out: run("deit_tiny", out=out, smoke=True), tmp_path, name)
 
 
@@ -253,7 +258,7 @@ def test_a_run_leaves_a_users_other_files(tmp_path):
 
 def test_a_budget_that_cannot_be_met_is_told_before_a_run(tmp_path, monkeypatch):
     "Nothing is searched, and the folder can be used for another run"
-    monkeypatch.setattr("spp.running.recipes._search", lambda *a: pytest.fail("work has begun"))
+    monkeypatch.setattr("spp.running.runs.search_stage", lambda *a: pytest.fail("work has begun"))
     for share in (1.5, 0.0001, 0):
         with pytest.raises(ValueError, match="params"):
             run("deit_tiny", out=tmp_path, smoke=True, params=(share,), progress=False)

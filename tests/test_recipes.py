@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from spp import load
 from spp.running.folder import write_json
-from spp.running.recipes import RECIPES, Recipe, run
+from spp.running.recipes import RECIPES, Recipe
+from spp.running.runs import run
 
 
 @pytest.mark.slow
@@ -41,11 +42,12 @@ def test_balanced_heads(tmp_path, monkeypatch):
 
 RUN = """
 import os, signal, sys
-import spp.running.recipes as recipes
-from spp.running.recipes import RECIPES, Recipe, run
+import spp.running.runs as runs
+from spp.running.recipes import RECIPES, Recipe
+from spp.running.runs import run
 
 dies = int(sys.argv[2])
-generated = recipes.generated
+generated = runs.generated
 
 
 class Mortal(list):
@@ -60,41 +62,57 @@ class Mortal(list):
             yield batch
 
 
-recipes.generated = lambda *args: Mortal(generated(*args))
+runs.generated = lambda *args: Mortal(generated(*args))
 RECIPES["tiny"] = Recipe("test_vit", 30, 4, 4, 4, 1e-3)
-settings = dict(balance=2, update=30, prune=4, finetune=4, ema=0.9, progress=False)
+settings = dict(balance=2, update=30, finetune=4, ema=0.9, progress=False)
+settings |= dict(repair=8) if sys.argv[3] == "repair" else dict(repair=0, prune=4)
 run("tiny", out=sys.argv[1], smoke=True, **settings)
 """
 
 
+# at which batch it dies; what is there then, and what is not
+KILLED = {
+    "walk": [
+        (3, "run.json", "balanced"),
+        (48, "search.run", "order.path"),
+        (55, "prune.run", "params_0.75"),
+        (17, "params_0.75.run", "params_0.75"),
+    ],
+    "repair": [
+        (3, "run.json", "balanced"),
+        (48, "search.run", "order.path"),
+        (60, "order.path", "repaired/params_0.75"),
+        (7, "repaired/params_0.75", "repaired/params_0.50"),
+        (13, "params_0.75.run", "params_0.75"),
+    ],
+}
+
+
 @pytest.mark.slow
-def test_killed_in_each_stage(tmp_path):
-    """Killed while balancing, searching, walking or fine-tuning, a run ends at the same bits.
+@pytest.mark.parametrize("kind", KILLED)
+def test_killed_in_each_stage(tmp_path, kind):
+    """Killed in any stage, a run ends at the same bits.
 
     Each process looks at the first batch of its data: two, and one for each checkpoint.
     """
     script = tmp_path / "run.py"
     script.write_text(RUN)
     want, got = tmp_path / "want", tmp_path / "got"
-    done = python(script, want, -1)
+    done = python(script, want, -1, kind)
     assert done.returncode == 0, done.stderr
 
     def there():
-        return {p.name for p in got.iterdir()}
+        return {str(p.relative_to(got)) for p in got.rglob("*")}
 
-    for dies, has, lacks in (
-        (3, "run.json", "balanced"),
-        (48, "search.run", "order.path"),
-        (55, "prune.run", "params_0.75"),
-        (17, "params_0.75.run", "params_0.75"),
-    ):
-        done = python(script, got, dies)
+    for dies, has, lacks in KILLED[kind]:
+        done = python(script, got, dies, kind)
         assert done.returncode == -signal.SIGKILL, done.stderr
         assert has in there(), (dies, there())
         assert lacks not in there(), (dies, there())
-    done = python(script, got, -1)
+    done = python(script, got, -1, kind)
     assert done.returncode == 0, done.stderr
-    for name in ("params_0.75", "params_0.50", "pruned/params_0.50"):
+    before = {"walk": "pruned", "repair": "repaired"}[kind]
+    for name in ("params_0.75", "params_0.50", f"{before}/params_0.50"):
         a, b = (load_file(at / name / "model.safetensors") for at in (want, got))
         assert all(torch.equal(a[k], b[k]) for k in a), name
     for name in ("results.csv", "params_0.50.jsonl"):
@@ -104,7 +122,8 @@ def test_killed_in_each_stage(tmp_path):
 
 FULL = """
 import resource, signal, sys
-from spp.running.recipes import RECIPES, Recipe, run
+from spp.running.recipes import RECIPES, Recipe
+from spp.running.runs import run
 
 RECIPES["tiny"] = Recipe("test_vit", 2, 1, 1, 4, 1e-3)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails as on a full disk

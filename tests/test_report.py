@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 from command import inside, refused, spp
 
-from spp.running.recipes import RECIPES, Recipe, run
+from spp.running.recipes import RECIPES, Recipe
 from spp.running.report import page, read, report
+from spp.running.runs import run
 
 # what must be on the page of a trial: headings, labels of the figures, names
 WORDS = (

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ KINDS = {
     "results.json": "the results of a run",
     "demo.json": "a record of a run",
     "jobs.json": "the jobs of a folder",
+    "scores.json": "the scores of a run",
 }
 
 
@@ -79,6 +80,7 @@ def remember(
     out: Path,  # folder of the run
     settings: dict[str, Any],  # everything that the result depends on, or some of it
     begin: bool = True,  # write the file if there is none? Else only compare
+    free: Collection[str] = (),  # names of settings that may differ from those in the file
 ) -> None:
     "Write `settings` to `run.json`; `ValueError` if it holds others, which says what differs."
     file = out / "run.json"
@@ -87,8 +89,11 @@ def remember(
         if begin and ranks()[0] == 0:
             write_json(file, settings)
         return
-    before = {k: v for k, v in read_json(file).items() if k in settings}
-    check_same(out, "run", before, settings)
+    kept = read_json(file)
+    before = {k: v for k, v in kept.items() if k in settings and k not in free}
+    check_same(out, "run", before, {k: v for k, v in settings.items() if k not in free})
+    if begin and ranks()[0] == 0 and (now := kept | settings) != kept:
+        write_json(file, now)
 
 # %% ../../nbs/running/04_folder.ipynb #75a63c46
 @contextmanager
@@ -123,6 +128,8 @@ def progress(
         return f"fine-tuning {logs[0].stem}, {epochs} epochs"
     if (out / "order.path").exists():
         return "pruning"
+    if (out / "dense.run").exists():
+        return "training the dense model"
     return "searching" if (out / "search.run").exists() else "starting"
 
 # %% ../../nbs/running/04_folder.ipynb #96608c67

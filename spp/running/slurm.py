@@ -24,7 +24,7 @@ from torch import distributed as dist
 from ..core.checks import check_choice, check_fields, check_whole
 from ..core.formats import understood
 from .folder import progress, read_json, write_json
-from .recipes import run
+from .runs import run
 
 # %% ../../nbs/running/01_slurm.ipynb #0791abb2
 @dataclass(frozen=True)
