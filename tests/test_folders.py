@@ -82,3 +82,13 @@ def test_two_processes_divide_the_images(tmp_path):
         len(y) for _, y in images(tmp_path / "data", vit(), True, 4, workers=0, num_aug_repeats=3)
     }
     assert alone == 4
+
+
+def test_augmentation_never_leaves_no_bits(tmp_path):
+    "The strongest RandAugment that the paper's recipe can draw works with every Pillow"
+    loader = images(drawn(tmp_path), vit(), True, 4, workers=0, auto_augment="rand-m9-mstd0.5-inc1")
+    (step,) = [t for t in loader.dataset.transform.transforms if hasattr(t, "ops")]
+    (op,) = [op for op in step.ops if op.name.startswith("Posterize")]
+    op.prob, op.magnitude = 1.0, 10.0
+    shown = np.array(op(Image.new("RGB", (4, 4), (200, 100, 0))))
+    assert shown.tolist() == [[[128, 0, 0]] * 4] * 4

@@ -159,6 +159,14 @@ def _ordered(loader: Any, sampler: Any) -> Any:
     return loader
 
 
+def _keep_a_bit(transform: Any) -> None:
+    "RandAugment may posterize to no bits at all, which newer versions of Pillow refuse: one stays"
+    for step in getattr(transform, "transforms", ()):
+        for op in getattr(step, "ops", ()):
+            if op.name.startswith("Posterize"):
+                op.magnitude_max = 9.99  # of 10, at which no bit is left
+
+
 def _sampler(data: Any, train: bool, repeats: int) -> Any:
     "The order of `_ordered`; None: timm's own"
     from timm.data.distributed_sampler import RepeatAugSampler
@@ -239,5 +247,6 @@ def images(
         persistent_workers=False,  # new ones draw from the seed: a training resumes to the bit
         **augment,
     )
+    _keep_a_bit(data.transform)
     sampler = _sampler(data, train, num_aug_repeats)
     return loader if sampler is None else _ordered(loader, sampler)

@@ -147,6 +147,13 @@ def _mixup(recipe: Recipe, model: nn.Module) -> Callable | None:
     return Mixup(recipe.mixup, recipe.cutmix, **how)
 
 
+def _decay(ema: float | None, steps: int) -> float | None:
+    "A decay whose average spans a fiftieth of a training; None: too short for an average"
+    if ema is None or steps <= 50:
+        return None
+    return min(ema, 1 - 50 / steps)
+
+
 def _train(work: Work, model: nn.Module, teacher: nn.Module | None, epochs: int, name: str) -> None:
     "Train `model`; checkpoint and log are called `name`"
     r = work.recipe
@@ -160,7 +167,7 @@ def _train(work: Work, model: nn.Module, teacher: nn.Module | None, epochs: int,
         share=r.share,
         loss=F.cross_entropy if mix else work.loss,
         mixup=mix,
-        ema=r.ema,
+        ema=_decay(r.ema, epochs * len(work.train)),
         clip=r.clip,
         chunk=r.chunk,
         log=work.out / f"{name}.jsonl",
