@@ -81,9 +81,9 @@ KILLED = {
     "repair": [
         (3, "run.json", "balanced"),
         (48, "search.run", "order.path"),
-        (60, "order.path", "repaired/params_0.75"),
-        (7, "repaired/params_0.75", "repaired/params_0.50"),
-        (13, "params_0.75.run", "params_0.75"),
+        (52, "order.path", "repaired/params_0.75"),
+        (10, "repaired/params_0.75", "repaired/params_0.50"),
+        (14, "params_0.75.run", "params_0.75"),
     ],
 }
 

@@ -389,8 +389,9 @@ def _opened(
     sizes = {k: how[k] for k in ("num_classes", "image_size")}
     _check_rest(name, how["workers"], how["missing"], seed, how["device"], **sizes)
     out = place(out)
-    r, walked = _sizes(out, r)
     _check_outputs(out, r)
+    r, walked = _sizes(out, r)
+    _check_outputs(out, r)  # of sizes that were asked for before, too
     out.mkdir(parents=True, exist_ok=True)
     device = how["device"] or ("cuda" if torch.cuda.is_available() else "cpu")
     kept = f"{out} keeps what is done: the same command resumes it"
