@@ -38,6 +38,13 @@ def test_help_does_not_wait():
     assert done.stdout.split() == ["recipes", "report"]
 
 
+def test_completion_knows_the_recipes():
+    from spp.running.cli import _NAMES
+    from spp.running.recipes import RECIPES
+
+    assert list(_NAMES) == list(RECIPES)
+
+
 def test_no_jobs_is_no_error(tmp_path):
     done = inside("jobs", tmp_path)
     assert done.returncode == 0
@@ -47,7 +54,18 @@ def test_no_jobs_is_no_error(tmp_path):
 def test_help_fits_a_terminal():
     "Every help page has at most 80 columns"
     assert "--steps" in inside("demo", "--help").stdout
-    for command in ("demo", "show", "recipes", "run", "llm", "jobs", "report", "bench"):
+    for command in (
+        "demo",
+        "show",
+        "recipes",
+        "run",
+        "search",
+        "cut",
+        "llm",
+        "jobs",
+        "report",
+        "bench",
+    ):
         page = inside(command, "--help").stdout
         assert max(map(len, page.splitlines())) <= 80, command
 

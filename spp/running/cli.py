@@ -424,7 +424,7 @@ def cut(
     from spp.running.cuts import cut_sizes
 
     sizes = [dict(params=share) for share in params or ()]
-    together = {k: v for k, v in dict(units=units, flops=macs, latency=latency).items() if v}
+    together = {k: v for k, v in dict(units=units, macs=macs, latency=latency).items() if v}
     sizes = [size | together for size in sizes] or [together] * bool(together)
     how = dict(calibration=calibration, model=model, out=out, uniform=uniform)
     how |= dict(device=device, workers=workers)

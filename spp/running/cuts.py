@@ -46,7 +46,7 @@ def name_of_size(
     size: dict[str, float],  # a budget, e.g. dict(params=.4)
 ) -> str:  # e.g. "params_0.40"
     "The folder of a cut."
-    return "_".join(f"{k}_{share_text(v)}" for k, v in size.items()).replace("flops", "macs")
+    return "_".join(f"{k}_{share_text(v)}" for k, v in size.items())
 
 # %% ../../nbs/running/05_cuts.ipynb #5b1d5010
 def _batches(
@@ -75,7 +75,7 @@ def _batches(
 # %% ../../nbs/running/05_cuts.ipynb #5b1d5011
 def cut_sizes(
     path: str | os.PathLike,  # a folder of a run, or a path file
-    sizes: Sequence[dict[str, float]],  # budgets, e.g. [dict(params=.4), dict(flops=.5)]
+    sizes: Sequence[dict[str, float]],  # budgets, e.g. [dict(params=.4), dict(macs=.5)]
     repair: str | os.PathLike | None = None,  # a folder of images to repair on; None: no repair
     *,
     calibration: int = 512,  # images to repair on
