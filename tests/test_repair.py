@@ -175,6 +175,28 @@ def test_of_a_path(small):
     assert repaired.spp.path["steps"] == 20
 
 
+@pytest.mark.filterwarnings("ignore:few tokens")
+def test_without_gradients(small):
+    "Inside `torch.no_grad` a repair is the same"
+    model, data = small
+    pairs = find_pairs(model)
+    mask = random_mask(pairs)
+    outside = repair(model, pairs, mask, data, progress=False)
+    with torch.no_grad():
+        inside = repair(model, pairs, mask, data, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(outside.parameters(), inside.parameters()))
+
+
+def test_a_stream_that_is_overwritten():
+    "What a block writes in the place of the sum later is not the stream"
+    y = torch.ones(2, requires_grad=True)
+    with side_by_side.Additions() as additions:
+        additions.on = True
+        s = torch.full((2,), 3.0) + y
+        s *= 10
+    assert additions.values[0].tolist() == [4.0, 4.0]
+
+
 def test_few_tokens_are_said(small):
     model, data = small
     pairs = find_pairs(model)

@@ -9,6 +9,7 @@ __all__ = []
 from .ablation import ablation
 from .balanced_heads import balanced
 from .bench_clip import clip_bench
+from .calibrations import calibrations
 from .cost import search_cost, search_memory
 from .families import families
 from .orders import orders

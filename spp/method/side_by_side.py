@@ -343,7 +343,7 @@ def side_by_side(
 ) -> Iterator[SideBySide]:  # itself, ready to run
     "Put gates and hooks on the model, find the readers, and take all off again"
     model = nets.model
-    with ExitStack() as stack:
+    with torch.enable_grad(), ExitStack() as stack:
         nets.gates = stack.enter_context(gated(model, nets.pairs))
         nets.gates.learn = False
         nets.readers = readers(model, nets.pairs, nets.mask)

@@ -571,6 +571,7 @@ def _benchmarks() -> dict[str, Callable[[Path], Path]]:
         "family": bench.families,
         "balance": bench.balanced,
         "repair": bench.repairs,
+        "calibration": bench.calibrations,
         "pick": bench.picks,
         "clip": clip_bench,
         "llm": llm_bench,
@@ -591,7 +592,7 @@ def bench(
         str,
         Argument(
             help="digits, minilm, dinov2, smollm2, ablation, torch-pruning, search-cost,"
-            " search-memory, speed, family, balance, repair, pick, clip or llm."
+            " search-memory, speed, family, balance, repair, calibration, pick, clip or llm."
         ),
     ],
     out: Annotated[Path, Option(help="Folder for the JSON file.")] = Path("results"),
