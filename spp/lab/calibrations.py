@@ -9,6 +9,7 @@ __all__ = ['NUMBERS', 'SHARES', 'PARTS', 'inputs', 'by_number', 'by_kind', 'cali
 import os
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -96,7 +97,7 @@ def _kinds(n: int, seed: int, batch: int = 16) -> dict[str, list | None]:
     "Batches of `n` clothes, of as many emoji, and of half of each"
     clothes, others = fashion_mnist(True, n, seed)[0], _emoji(seed, n)
     half = torch.stack([clothes[: n // 2], others[: n // 2]], 1).flatten(0, 1)
-    kinds = {"clothes": clothes, "emoji": others, "both": half}
+    kinds = {"both": half, "clothes": clothes, "emoji": others}
     return {"nothing": None} | {kind: list(x.split(batch)) for kind, x in kinds.items()}
 
 
@@ -111,18 +112,26 @@ def _cosine_to(dense: nn.Module, x: Tensor) -> Callable[[nn.Module], float]:
     return lambda m: F.cosine_similarity(features(m), wanted).mean().item()
 
 # %% ../../nbs/lab/18_calibrations.ipynb #3f6a0e17
-def _by_number(seed: int, folder: Path, progress: bool) -> list[dict]:
+def _by_number(seed: int, folder: Path, progress: bool) -> list[Callable[[], list[dict]]]:
+    "What makes the rows of one seed, a call for each"
     task = digits_task()
     path = path_of(task, "spp", seed, folder, progress)
-    return by_number(task, path, [dict(units=s) for s in SHARES], NUMBERS, seed + 1000)
+    budgets = [dict(units=share) for share in SHARES]
+    return [partial(by_number, task, path, budgets, [n], seed + 1000) for n in NUMBERS]
 
 
-def _by_kind(seed: int, folder: Path, progress: bool, n: int = 256) -> list[dict]:
+def _by_kind(
+    seed: int, folder: Path, progress: bool, n: int = 256
+) -> list[Callable[[], list[dict]]]:
+    "What makes the rows of one seed, a call for each"
     task = dinov2_task()
     path = path_of(task, "spp", seed, folder, progress)
     scores = {"clothes": task.score, "emoji": _cosine_to(task.model, _emoji())}
-    budgets = [dict(units=share) for share in (0.65, 0.5)]
-    return by_kind(task, path, budgets, _kinds(n, seed + 1000), scores)
+    return [
+        partial(by_kind, task, path, [dict(units=share)], {kind: data}, scores)
+        for kind, data in _kinds(n, seed + 1000).items()
+        for share in (0.65, 0.5)
+    ]
 
 
 PARTS = {"number": _by_number, "kind": _by_kind}
@@ -135,20 +144,23 @@ def calibrations(
     folder: str | os.PathLike = "runs/repair",  # of paths, as for `repairs`
     progress: bool = True,  # show bars
 ) -> Path:  # the file calibration.json in `out`
-    "Scores of repaired cuts by number and kind of calibration samples; resumes from `out`."
+    """Scores of repaired cuts by number and kind of calibration samples.
+
+    The file is written after each row; what is there is not measured again.
+    """
     file = Path(out) / "calibration.json"
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name in parts:
         for seed in progress_bar(seeds, name, progress):
-            whole = read_record(file) if file.exists() else dict(parts={})
-            record = whole["parts"].get(name, dict(rows=[], seed=[], seconds=0.0))
-            if seed in record["seed"]:
-                continue
             since = time.time()
-            rows = PARTS[name](seed, Path(folder), progress)
-            record["rows"] += [row | dict(seed=seed) for row in rows]
-            seconds = record["seconds"] + time.time() - since
-            record |= provenance([*record["seed"], seed], seconds, dict(kept=list(SHARES)))
-            whole["parts"][name] = record
-            write_record(file, whole)
+            whole = read_record(file) if file.exists() else dict(parts={})
+            record = whole["parts"].setdefault(name, dict(rows=[], seconds=0.0))
+            before = record["seconds"]
+            done = sum(row["seed"] == seed for row in record["rows"])
+            for make in PARTS[name](seed, Path(folder), progress)[done:]:
+                record["rows"] += [row | dict(seed=seed) for row in make()]
+                known = sorted({row["seed"] for row in record["rows"]})
+                seconds = before + time.time() - since
+                record |= provenance(known, seconds, dict(kept=list(SHARES)))
+                write_record(file, whole)
     return file
