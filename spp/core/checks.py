@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['said', 'check_number', 'check_whole', 'check_seed', 'check_flag', 'check_choice', 'check_function', 'check_file',
-           'check_device', 'check_amp', 'check_fields', 'check_known', 'check_model', 'check_data', 'length',
-           'check_batch', 'running', 'check_labels', 'check_finite', 'compared', 'check_mask', 'check_windows']
+           'check_device', 'check_amp', 'check_fields', 'check_known', 'check_model', 'check_gradients', 'check_data',
+           'length', 'check_batch', 'running', 'check_labels', 'check_finite', 'compared', 'check_mask',
+           'check_windows']
 
 # %% ../../nbs/core/01_checks.ipynb #c18a0004
 import os
@@ -233,6 +234,23 @@ def check_model(
             " give it these weights by model.load_state_dict(...)."
         )
     raise TypeError(f"`{name}` must be a model, an nn.Module, got {said(model)}")
+
+# %% ../../nbs/core/01_checks.ipynb #d1f3e834
+def check_gradients(
+    model: nn.Module,  # that gradients go through
+) -> None:
+    "Raise `ValueError` where there can be no gradients: in `torch.no_grad`, and of such weights."
+    if not torch.is_grad_enabled():
+        raise ValueError(
+            "gradients are switched off here, by torch.no_grad or torch.inference_mode, and this"
+            " needs them: call it outside of that block"
+        )
+    for name, p in model.named_parameters():
+        if p.is_inference():
+            raise ValueError(
+                f"`{name}` was made in torch.inference_mode and can have no gradient: make or load"
+                " the model outside of it"
+            )
 
 # %% ../../nbs/core/01_checks.ipynb #c18a0031
 _BATCHES = "`{}` must be batches, e.g. a DataLoader or a list of (inputs, labels)"

@@ -9,6 +9,7 @@ __all__ = ['Cut', 'name_of', 'cut', 'fit', 'narrowed', 'rebuild', 'differences']
 import copy
 import re
 import sys
+from collections import Counter
 from dataclasses import dataclass, field
 from importlib import import_module
 
@@ -20,7 +21,16 @@ from ..core.checks import check_mask, check_whole
 from ..core.html import html_card, html_list, html_table, in_units
 from .budget import params_of
 from ..models.checks import check_copy, check_pairs
-from ..models.pairs import ADAPTERS, Pair, adapter_of, find_pairs, fingerprint, sites, split_units
+from spp.models.pairs import (
+    ADAPTERS,
+    Pair,
+    adapter_of,
+    find_pairs,
+    fingerprint,
+    sites,
+    skipped,
+    split_units,
+)
 from ..models.weights import source_of
 
 # %% ../../nbs/cutting/01_cut.ipynb #1ee0fefe
@@ -61,6 +71,7 @@ class Cut:
     asked: dict[str, float | dict[str, float]] = field(default_factory=dict)  # the budget, if any
     got: dict[str, float] = field(default_factory=dict)  # what it came to, fractions of the dense
     path: dict = field(default_factory=dict)  # the search: its method, steps, seed …
+    left: dict[str, int] = field(default_factory=dict)  # why layers were left alone → how many
     source: str = ""  # of the dense weights, see `spp.models.weights.source_of`
     build: dict = field(default_factory=dict, repr=False)  # how to make the dense structure
 
@@ -76,6 +87,7 @@ class Cut:
             )
             got = ", ".join(f"{k} {v:.3f}" for k, v in self.got.items())
             rows.append(f"  asked {asked}; got {got}")
+        rows += [f"  left as it was, {n} times: {why}" for why, n in self.left.items()]
         blocks = _by_block(self.widths)
         wide = max((len(name) for name, _ in blocks), default=0)
         return "\n".join(rows + [f"  {name:{wide}}  {layers}" for name, layers in blocks])
@@ -88,6 +100,7 @@ class Cut:
             "units": f"{self.units[0]:,} of {self.units[1]:,}",
             "asked": asked,
             "got": ", ".join(f"{k} {v:.3f}" for k, v in self.got.items()),
+            "left as it was": "; ".join(f"{n} times: {why}" for why, n in self.left.items()),
             "repaired": "yes" if "repair" in self.path else "",
             "named source": self.source,
         }
@@ -127,6 +140,11 @@ def _origin(model: nn.Module) -> tuple[dict, int]:
     return told | dict(build=build), params_of(model)
 
 
+def _left(model: nn.Module) -> dict[str, int]:
+    "Why layers of `model` are left as they are, and how often."
+    return dict(Counter(skipped(model).values()))
+
+
 def _noted(model: nn.Module, widths: dict[str, dict[str, int]]) -> nn.Module:
     "`model`, whose configuration keeps its widths if it is one of transformers."
     if "transformers" in sys.modules:
@@ -161,6 +179,7 @@ def cut(
         params=(params_of(small), dense_params),
         units=(int(mask.sum()), len(mask)),
         widths=widths,
+        left=_left(model),
         **told,
     )
     return _noted(small, widths)
@@ -258,7 +277,8 @@ def _structure(model: nn.Module) -> dict[str, str]:
             for k, v in sorted(vars(m).items())
             if k[0] != "_" and k not in _STATE and _plain(v)
         }
-        out[name] = f"{type(m).__name__}({m.extra_repr()}) {own}"
+        kind = f"{type(m).__module__}.{type(m).__name__}"
+        out[name] = f"{kind}({m.extra_repr()}) {own}"
     return out
 
 

@@ -29,6 +29,7 @@ from spp.core.formats import (
     write_tensors,
 )
 from .cut import Cut, differences, narrowed, rebuild
+from ..models.checks import hung
 from ..models.pairs import ADAPTERS, adapter_of, has_values
 
 # %% ../../nbs/cutting/03_files.ipynb #accd666f
@@ -53,6 +54,9 @@ def _described(model: nn.Module) -> tuple[dict, dict, nn.Module]:
         )
     build = report.build if report else adapter.describe(model)
     widths = report.widths if report else {}
+    for name, module in model.named_modules():
+        if what := hung(module, name):
+            raise _not_the_same(model, f"`{name or type(model).__name__}` {what}")
     made = rebuild(build, widths)
     for name, how in differences(model, made).items():
         raise _not_the_same(

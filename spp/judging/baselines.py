@@ -20,6 +20,7 @@ from spp.core.checks import (
     check_choice,
     check_data,
     check_function,
+    check_gradients,
     check_model,
     check_seed,
     check_whole,
@@ -110,6 +111,7 @@ def baseline(
     check_choice(method, "method", ("random", "magnitude", "taylor", "fisher"))
     if method in ("taylor", "fisher"):
         check_data(data)
+        check_gradients(model)
     check_whole(batches, "batches")
     check_seed(seed)
     check_function(loss, "loss", "(outputs, labels) → a scalar")

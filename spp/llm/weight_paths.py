@@ -8,6 +8,7 @@ __all__ = ['KIND', 'LLMPath', 'weight_path', 'one_shot', 'semi_structured']
 # %% ../../nbs/llm/05_weight_paths.ipynb #7abf54c2
 import copy
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -19,7 +20,7 @@ from ..core.checks import check_flag, check_known, check_model, check_number, ch
 from ..core.files import save_tensors
 from ..core.formats import load_tensors, understood
 from ..cutting.cut import name_of
-from .calibration import blocks, linears, walk_blocks
+from .calibration import blocks, left_dense, linears, walk_blocks
 from .masks import check_sparsity, levels, mask_of, parse_pattern
 from .repair import set_weights, wide_weights
 from .scores import Inclusion, score_of
@@ -43,9 +44,14 @@ class LLMPath:
     def __repr__(self):
         text = self.info["calibration"]
         total = sum(level.numel() for level in self.levels.values())
+        left = self.info.get("left", {})
+        dense = ""
+        if left:
+            share = total / (total + sum(left.values()))
+            dense = f"  {share:.1%} of the weights of its blocks; left dense: {', '.join(left)}\n"
         return (
             f"LLMPath of {self.info['model']}: {total:,} weights in {len(self.levels)} layers, "
-            f"by {self.info['metric']}\n"
+            f"by {self.info['metric']}\n{dense}"
             f"  calibrated on {text['windows']} windows of {text['length']} tokens "
             f"(data {text['data']}); masks at every sparsity and N:M, "
             f"compared within a {self.info['by']}"
@@ -154,6 +160,21 @@ def _score(metric: str, settings: dict, by: str | None) -> tuple[Callable, str]:
     return score, own if by is None else by
 
 
+def _say_left(model: nn.Module) -> dict[str, int]:
+    "Weights of the blocks that are left dense; warns if there are any."
+    stack = blocks(model)[1]
+    left = left_dense(stack)
+    if left:
+        masked = sum(layer.weight.numel() for layer in linears(stack).values())
+        total = masked + sum(left.values())
+        warnings.warn(
+            f"masks reach {masked:,} of the {total:,} weights of the blocks ({masked / total:.1%});"
+            f" left dense, for they are no linear layers: {', '.join(left)}",
+            stacklevel=3,
+        )
+    return left
+
+
 def weight_path(
     model: nn.Module,  # a causal language model of transformers; it is not changed
     ids: Tensor,  # calibration windows, shape [n, length]
@@ -182,6 +203,7 @@ def weight_path(
         metric=metric,
         by=by,
         settings=asdict(score) if isinstance(score, Inclusion) else settings,
+        left=_say_left(model),
         calibration=dict(windows=len(ids), length=ids.shape[1], data=digest(ids)),
     )
     return LLMPath(found, info, model)
@@ -234,6 +256,7 @@ def one_shot(
             level = levels(score(wide_weights(layer, stats), stats), by)
             mask = mask_of(level, sparsity, pattern, by, name)
             set_weights(layer, mask, stats, repair, damping, name)
+    _say_left(model)
     return model
 
 # %% ../../nbs/llm/05_weight_paths.ipynb #7b0eaa60

@@ -26,6 +26,7 @@ from spp.core.checks import (
     check_fields,
     check_file,
     check_function,
+    check_gradients,
     check_known,
     check_number,
     check_seed,
@@ -338,6 +339,7 @@ def _check_call(
     "Raise an error for arguments of `search` that cannot be; `others` are read, seed, amp, file."
     read, seed, amp, checkpoint = others
     has_values(unwrapped(model))
+    check_gradients(model)
     check_data(data)
     function = "(outputs, labels) → a scalar"
     if isinstance(loss, int) and loss is not True:

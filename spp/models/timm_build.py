@@ -190,6 +190,38 @@ def _checked(args: dict) -> dict:
     return {name: tuple(x) if isinstance(x, list) else x for name, x in args.items()}
 
 
+_PREPROCESS = (  # entries of timm's `pretrained_cfg` that say how images are prepared
+    "input_size",
+    "test_input_size",
+    "fixed_input_size",
+    "mean",
+    "std",
+    "interpolation",
+    "crop_pct",
+    "crop_mode",
+    "test_crop_pct",
+)
+
+
+def _preprocessing(model: nn.Module) -> dict:
+    "How images are prepared for `model`, as an entry of its description; empty if it is not said."
+    told = getattr(model, "pretrained_cfg", None) or {}
+    found = {k: _listed(told[k]) for k in _PREPROCESS if told.get(k) is not None}
+    return {"preprocess": found} if found else {}
+
+
+def _prepared(model: nn.Module, told: dict) -> nn.Module:
+    "`model` with the preparation of images that `told` says, maybe from a stranger's file."
+    for key, value in told.items():
+        plain = value if isinstance(value, list) else [value]
+        if key not in _PREPROCESS or not all(type(x) in (int, float, str, bool) for x in plain):
+            raise ValueError(f"preprocessing {key!r:.60}={value!r:.60} is none of timm's")
+    if told:
+        given = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+        model.pretrained_cfg = {**(getattr(model, "pretrained_cfg", None) or {}), **given}
+    return model
+
+
 def build(
     d: dict,  # what `describe` returned
 ) -> nn.Module:  # on the device `meta`: without values
@@ -204,12 +236,14 @@ def build(
         if not isinstance(name, str) or not timm.is_model(name):
             raise ValueError(f"timm.list_models() has no architecture {name!r:.60}")
         with torch.device("meta"):
-            return timm.create_model(name, pretrained=False, **args)
+            model = timm.create_model(name, pretrained=False, **args)
+        return _prepared(model, d.get("preprocess", {}))
     for kind in CLASSES:
         for make in (kind, *kind.__subclasses__()):
             if make.__name__ == d["class"] and make.__module__.startswith("timm."):
                 with torch.device("meta"):
-                    return make(**args)
+                    model = make(**args)
+                return _prepared(model, d.get("preprocess", {}))
     raise TypeError(
         f"spp makes no model of timm of the class {d['class']!r:.60}. Make the model by"
         " timm.create_model, under a name that timm.list_models() gives."
@@ -232,10 +266,11 @@ def describe(
     name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if not name or not timm.is_model(name):
         args = {k: _listed(v) for k, v in want.items()}
-        return {"library": "timm", "class": type(model).__name__, "args": args}
+        d = {"library": "timm", "class": type(model).__name__, "args": args}
+        return d | _preprocessing(model)
     base = _defaults(name)
     args = {k: _listed(v) for k, v in want.items() if k not in base or v != base[k]}
-    return {"library": "timm", "architecture": name, "args": args}
+    return {"library": "timm", "architecture": name, "args": args} | _preprocessing(model)
 
 # %% ../../nbs/models/02_timm_build.ipynb #fa9b857d
 def example(

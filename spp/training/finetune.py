@@ -9,6 +9,7 @@ __all__ = ['LOG', 'Settings', 'cosine', 'finetune']
 import json
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from spp.core.checks import (
     check_file,
     check_flag,
     check_function,
+    check_gradients,
     check_model,
     check_whole,
     length,
@@ -76,9 +78,35 @@ class Settings:
         check_fields(self, ema="None or (0, 1)", clip="None or (0, ∞)")
 
 
+def _say_what_is_trained(model: nn.Module) -> None:
+    "Raise `ValueError` if no weight is trained; warn if few are, or if steps get lost in 16 bits."
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError(
+            "all parameters are frozen (requires_grad=False), so there is nothing to train: write"
+            " model.requires_grad_(True)"
+        )
+    count, total = (sum(p.numel() for p in ps) for ps in (trained, model.parameters()))
+    if 2 * count < total:
+        warnings.warn(
+            f"{count:,} of {total:,} parameters are trained, the others are frozen"
+            " (requires_grad=False): model.requires_grad_(True) trains all",
+            stacklevel=3,
+        )
+    narrow = {p.dtype for p in trained} & {torch.float16, torch.bfloat16}
+    for dtype in narrow:
+        warnings.warn(
+            f"the weights are {dtype}: a step that is small beside a weight is lost in rounding."
+            f" Write model.float() before, and amp={dtype} to run it in 16 bits as now",
+            stacklevel=3,
+        )
+
+
 def _check_call(model: nn.Module, data: Iterable, teacher: nn.Module | None, how: dict) -> None:
     "Raise `TypeError` or `ValueError` for arguments of `finetune` that are not what they should be"
     has_values(unwrapped(model))
+    check_gradients(model)
+    _say_what_is_trained(model)
     check_data(data)
     if teacher is model:
         raise ValueError("the teacher is the model itself: pass the dense model as teacher=")
