@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
@@ -149,7 +150,11 @@ def _file(root: Path, file: str | None) -> Path:
 def _entries(file: Path) -> list[dict]:
     "The entries of a JSON file; `ValueError` if it is not in the format"
     try:
-        entries = json.loads(file.read_text(encoding="utf-8"))["images"]
+        entries = json.loads(file.read_text(encoding="utf-8-sig"))["images"]
+        if not all(isinstance(entry, dict) for entry in entries):
+            raise TypeError("an entry is no dict")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not written in UTF-8: {error}") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
             f"{file} is not in Karpathy's format: expected"
@@ -199,6 +204,31 @@ class Item:
 
     image: Path  # the file
     texts: list[str]  # captions, with single spaces
+
+
+def _caption(sentence: Any) -> str | None:
+    'A caption with single spaces; "" for one that is not there; None for what is no caption.'
+    text = sentence
+    if isinstance(sentence, dict):
+        text = sentence.get("raw")
+        words = sentence.get("tokens")
+        if "raw" not in sentence and isinstance(words, list):
+            text = " ".join(map(str, words))
+    if text is None or text != text:  # null, or not a number, as tables write a missing text
+        return ""
+    return " ".join(text.split()) if isinstance(text, str) else None
+
+
+def _captions(entry: dict, file: Path) -> list[str]:
+    "The captions of an entry, some may be empty; `ValueError` with file and image for others."
+    sentences = entry["sentences"]
+    found = [_caption(x) for x in sentences] if isinstance(sentences, list) else [None]
+    if None in found:
+        raise ValueError(
+            f"{file}: the captions of {entry['filename']} are {sentences!r:.80}; expected"
+            ' [{"raw": "a text"}, …]'
+        )
+    return found
 
 
 @dataclass
@@ -280,7 +310,7 @@ def karpathy(
     mine = []
     for (s, entry), image in zip(everything, images):
         if s == split:
-            texts = [" ".join(sentence["raw"].split()) for sentence in entry["sentences"]]
+            texts = _captions(entry, name)
             mine.append(_Entry(entry["filename"], image, texts))
     where = f"{name}, split {split}"
     _report(where, root, _missing(mine, strays), stop=missing == "stop")

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
 from .caption_files import Item, _first_three, karpathy
+from .pictures import as_rgb
 from ..method.objective import ranks
 
 # %% ../../nbs/judging/05_caption_loader.ipynb #a11e1ec9
@@ -47,8 +48,8 @@ class Captions(Dataset):
         "The image of `item`; `OSError` that names the file if it cannot be read."
         try:
             with Image.open(item.image) as x:
-                return x.convert("RGB")
-        except (OSError, ValueError, SyntaxError) as error:
+                return as_rgb(x)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise OSError(
                 f"{item.image} cannot be read as an image ({error})."
                 " `readable` finds all such files."
@@ -264,9 +265,9 @@ def shards(
     )
     pairs = (
         stream.shuffle(1000)
-        .decode("pilrgb", handler=warn)
+        .decode("pil", handler=warn)
         .to_tuple("jpg;png;jpeg;webp", "txt", handler=warn)
-        .map_tuple(prepare, lambda text: tokenize([text]))
+        .map_tuple(lambda x: prepare(as_rgb(x)), lambda text: tokenize([text]))
         .batched(batch_size, partial=False, collation_fn=joined)
     )
     return _Epoch(wds.WebLoader(pairs, batch_size=None, num_workers=workers), batches)

@@ -15,6 +15,8 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
+from .pictures import as_rgb
+
 # %% ../../nbs/judging/00_folders.ipynb #3a5c0008
 SPLITS = {True: ("train", "training"), False: ("val", "validation", "valid", "eval", "test")}
 _PICKLED = ("cifar-10-batches-py", "cifar-100-python")
@@ -104,8 +106,8 @@ def _opened(file: Path) -> Image.Image:
     "The image of a file, in RGB; `ValueError` with its name where it is none"
     try:
         with Image.open(file) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            return as_rgb(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"{file} is not a readable image ({error}): repair it, or take it out of the folder"
         ) from None
@@ -192,7 +194,10 @@ class _Column:
         self.name = name
 
     def __call__(self, row: int) -> Image.Image:
-        return self.table[row][self.name].convert("RGB")
+        try:
+            return as_rgb(self.table[row][self.name])
+        except ValueError as error:
+            raise ValueError(f"row {row}, column {self.name!r} of the table: {error}") from None
 
 
 def table_pictures(

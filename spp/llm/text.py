@@ -6,14 +6,17 @@
 __all__ = ['SETS', 'texts', 'tokens', 'windows', 'Perplexity', 'digest', 'tokenizer_name', 'check_tokens', 'perplexity']
 
 # %% ../../nbs/llm/00_text.ipynb #88649834
+import codecs
 import hashlib
+import json
 import math
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,11 +60,86 @@ def _from_set(name: str, split: str) -> list[str]:
     return ["\n\n".join(articles)] if name == "wikitext2" else articles
 
 # %% ../../nbs/llm/00_text.ipynb #5f7517ea
+def _decoded(file: Path) -> str:
+    "The text of a file in UTF-8, or in UTF-16 with its mark; else `ValueError` with its name."
+    content = file.read_bytes()
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        return content.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{file} is not written in UTF-8 ({error}): convert it, e.g. by iconv -f latin1 -t"
+            f" utf-8 {file.name}"
+        ) from None
+
+
+def _field_of(row: Any, field: str | None, where: str) -> str:
+    "Which field of a row is its text; `ValueError` if that is not clear."
+    names = list(row) if isinstance(row, dict) else []
+    if field is None:
+        told = [name for name in names if isinstance(row[name], str)]
+        field = "text" if "text" in names else told[0] if len(told) == 1 else None
+    if field not in names:
+        known = ", ".join(names) or "no fields"
+        raise ValueError(f"{where}: which field is the text? There are {known}. Pass field=.")
+    return field
+
+
+def _of_rows(rows: Iterable[tuple[str, Any]], field: str | None) -> list[str]:
+    "The texts of rows, each with its place; rows without a text are an error, empty ones left out."
+    found = []
+    for where, row in rows:
+        field = _field_of(row, field, where)
+        if not isinstance(row[field], str):
+            raise ValueError(f"{where}: `{field}` is {row[field]!r:.40}, not a text")
+        if row[field].strip():
+            found.append(row[field])
+    return found
+
+
+def _json_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    "The rows of a file with a JSON object on every line, each with its place"
+    for i, line in enumerate(_decoded(file).splitlines(), 1):
+        if line.strip():
+            try:
+                yield f"{file}, line {i}", json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{file}, line {i} is not JSON: {error}") from None
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[str, Any]]:
+    "The rows of a parquet file, each with its place"
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError(
+            f"{file} is read by the package datasets, which is not installed. Write"
+            ' `pip install "solution-path-pruning[llm]"`'
+        ) from error
+    try:
+        table = load_dataset("parquet", data_files=str(file), split="train")
+    except Exception as error:  # what datasets makes of a file that is none
+        raise ValueError(f"{file} is not a parquet file: {error!s:.200}") from error
+    for i, row in enumerate(table):
+        yield f"{file}, row {i}", row
+
+
+def _from_file(file: Path, field: str | None) -> list[str]:
+    "The articles of a text file, which is one, or of the rows of a table"
+    kind = file.suffix.lower()
+    if kind in (".jsonl", ".ndjson"):
+        return _of_rows(_json_rows(file), field)
+    if kind == ".parquet":
+        return _of_rows(_parquet_rows(file), field)
+    return [_decoded(file)]
+
+
 def texts(
-    source: str | os.PathLike | list[str],  # articles, a text file, or a name in `SETS`
+    source: str | os.PathLike | list[str],  # articles, a file, or a name in `SETS`
     split: str = "train",  # of a data set, e.g. "train" or "test"
+    field: str | None = None,  # of the rows of a .jsonl or .parquet file; None: "text", or the only
 ) -> list[str]:  # articles
-    """The articles of `source`; a text file is one article.
+    """The articles of `source`; a text file is one article, a row of a table is one.
 
     Data sets need the package `datasets`. Raises `FileNotFoundError` for a name that is neither
     a file nor in `SETS`, and `TypeError` for an article that is not a `str`.
@@ -74,7 +152,7 @@ def texts(
     if isinstance(source, (list, tuple)):
         articles = list(source)
     elif Path(source).is_file():
-        articles = [Path(source).read_text(encoding="utf-8")]
+        articles = _from_file(Path(source), field)
     elif str(source) in SETS:
         articles = _from_set(str(source), split)
     else:
@@ -235,6 +313,34 @@ def _judged_once(ids: Tensor, length: int, stride: int) -> list[tuple[Tensor, in
     return found
 
 # %% ../../nbs/llm/00_text.ipynb #80bda64e
+def _where_it_began(model: nn.Module, window: Tensor, amp: torch.dtype | None) -> str:
+    "The first layer that puts out what is not finite, in words; window of shape [tokens]."
+    found: list[str] = []
+    hooks = []
+    for name, module in model.named_modules():
+        if any(True for _ in module.children()):
+            continue
+
+        def look(module, args, y, name=name):
+            first = y[0] if isinstance(y, tuple) else y
+            if not found and isinstance(first, Tensor) and not first.isfinite().all():
+                found.append(name)
+
+        hooks.append(module.register_forward_hook(look))
+    try:
+        device = next(model.parameters()).device
+        with torch.autocast(device.type, amp, enabled=amp is not None):
+            model(input_ids=window[None].to(device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        return ""
+    odd = [n for n, p in model.get_submodule(found[0]).named_parameters() if not p.isfinite().all()]
+    own = f", whose `{odd[0]}` is not finite" if odd else ""
+    return f"; it began in `{found[0]}`{own}"
+
+
 @torch.no_grad()
 def perplexity(
     model: nn.Module,  # a causal language model of transformers
@@ -262,18 +368,21 @@ def perplexity(
     else:
         parts = _judged_once(ids, length, stride)
     device = next(model.parameters()).device
-    total, judged = 0.0, 0
+    total, judged, worst = 0.0, 0, ids[:0]
     with evaluating(model):
         for window, new in parts:
             with torch.autocast(device.type, amp, enabled=amp is not None):
                 logits = model(input_ids=window[None].to(device), use_cache=False).logits
             logits = logits[0, -new - 1 : -1].float()
-            total += F.cross_entropy(logits, window[-new:].to(device), reduction="sum").item()
+            lost = F.cross_entropy(logits, window[-new:].to(device), reduction="sum").item()
+            worst = worst if math.isfinite(lost) or len(worst) else window
+            total += lost
             judged += new
-    if not total / judged < math.log(sys.float_info.max):
-        raise ArithmeticError(
-            f"the loss is {total / judged:g} a token, so there is no perplexity: look for weights"
-            " that are not finite, or run the model in float32 or bfloat16"
-        )
+        if not total / judged < math.log(sys.float_info.max):
+            began = _where_it_began(model, worst, amp) if len(worst) else ""
+            raise ArithmeticError(
+                f"the loss is {total / judged:g} a token, so there is no perplexity{began}: look"
+                " for weights that are not finite, or run the model in float32 or bfloat16"
+            )
     name = "not given" if tokenizer is None else tokenizer_name(tokenizer)
     return Perplexity(math.exp(total / judged), judged, length, stride, name, digest(ids))
