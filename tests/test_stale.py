@@ -182,7 +182,7 @@ TUNINGS = {
     "other data": (lambda: dict(data=samples(2)), "data.first was '"),
     "more data": (lambda: dict(data=samples(n=5)), "data.batches was 4, now 5"),
     "other rate": (lambda: dict(lr=5e-4), "lr was 0.001, now 0.0005"),
-    "other loss": (lambda: dict(loss=squares), "loss was 'torch.nn.functional.cross_entropy'"),
+    "other loss": (lambda: dict(loss=squares), "loss was None"),
     "smoothing": (
         lambda: dict(loss=functools.partial(F.cross_entropy, label_smoothing=0.1)),
         "loss.keywords",
@@ -270,7 +270,7 @@ WALKS = {
     "other budgets": (lambda p: dict(params=(0.9, 0.7)), "budgets was [0.9, 0.8, 0.7], now"),
     "other hold": (lambda p: dict(hold=0.3), "hold was 0.2, now 0.3"),
     "other teacher": (lambda p: dict(teacher=vit(3)), "teacher was 'the dense model'"),
-    "other loss": (lambda p: dict(loss=squares), "loss was 'torch.nn.functional.cross_entropy'"),
+    "other loss": (lambda p: dict(loss=squares), "loss was None"),
 }
 
 
