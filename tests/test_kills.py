@@ -46,6 +46,12 @@ def tune(out: Path) -> None:
     spp.save(model, out / "tuned")
 
 
+def repaired(out: Path) -> None:
+    path, data = parts()["path"], parts()["batches"]
+    how = dict(checkpoint=out / "repair.run", progress=False)
+    spp.save(path.cut(params=0.6, align=1, repair=data, repair_options=how), out / "repaired")
+
+
 def walked(out: Path) -> None:
     path, data = parts()["path"], parts()["batches"]
     given = dict(keep=out / "members", checkpoint=out / "walk.run", every=1, progress=False)
@@ -77,7 +83,7 @@ def saved(out: Path) -> None:
         spp.save(parts()["small" if k % 2 else "model"], out / "model")
 
 
-TASKS = [search, tune, walked, family, recipe, llm, shown, saved]
+TASKS = [search, tune, repaired, walked, family, recipe, llm, shown, saved]
 
 
 def child_of(task, after: float | None) -> bool:

@@ -7,7 +7,7 @@ import torch
 from families import FAMILIES, out, randomised, small_vit, to
 from processes import together
 
-from spp import cut, find_pairs, load, repair, save, search
+from spp import Family, cut, find_pairs, load, repair, save, search
 from spp.core.files import save_tensors
 from spp.method import kept_layers, side_by_side
 from spp.method import repair as repairs
@@ -405,3 +405,19 @@ def test_another_repair_is_refused(small, tmp_path, change, text):
     how |= {k: v for k, v in change.items() if k in ("draws", "amp", "read", "batches")}
     with pytest.raises(ValueError, match=f"another repair: .*{text}"):
         repair(model, pairs, mask, data, **how)
+
+
+def test_a_member_of_a_family(small, tmp_path):
+    "A size between those that were trained is repaired towards the largest, saved and loaded"
+    model, data = small
+    family = Family(model, search(model, data, steps=3, progress=False), trained=(1.0, 0.4))
+    inputs = [x for x, _ in data]
+    how = dict(params=0.63, align=1)
+    member = family.cut(**how, repair=data, repair_options=dict(batches=4, progress=False))
+    direct = family.path.cut(**how, repair=data, repair_options=dict(batches=4, progress=False))
+    assert all(torch.equal(a, b) for a, b in zip(member.parameters(), direct.parameters()))
+    assert distance(member, model, inputs) < distance(family.cut(**how), model, inputs)
+    save(member, tmp_path / "member")
+    assert torch.equal(load(tmp_path / "member")(inputs[0]), member(inputs[0]))
+    with pytest.raises(ValueError, match="trained from 1 down to 0.4.*repair=loader"):
+        family.cut(params=0.3, align=1, repair=data)

@@ -302,6 +302,7 @@ def run_llm(
 ) -> dict:  # the record, as it is written to llm.json
     """Calibrate, prune, measure and save a language model.
 
+    Calibrate on the kind of text that the model will read: the order and the repair hold for that.
     Writes model, tokenizer, record and path to the folder `out`. Raises `ValueError` for
     arguments that are missing or out of range, `FileExistsError` if `out` holds something else.
     """

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 from torch import distributed as dist
 
-from ..core.files import check_output, place, save_tensors
+from ..core.files import check_output, place, recover, save_tensors
 from ..core.formats import load_tensors, understood
 from ..core.identity import check_same, digest_of, random_states, set_random_states
 from .least_squares import Choice, Fit
@@ -68,6 +68,7 @@ class KeptLayers:
         if not checkpoint:
             return cls(None)
         file = place(checkpoint)
+        recover(file)
         if not file.exists():
             return cls(check_output(file, KIND), _states(data))
         tensors, header = load_tensors(file, KIND)

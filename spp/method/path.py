@@ -383,11 +383,14 @@ def cut(
     *unnamed: float,  # none: budgets have names, e.g. params=0.5
     align: int = 8,  # as in `mask`
     uniform: bool = False,  # as in `mask`
-    repair: Iterable | None = None,  # batches to repair on, labels are not needed; None: no repair
+    repair: Iterable
+    | None = None,  # batches, or windows of token ids, to repair on; None: no repair
     repair_options: dict[str, Any] | None = None,  # arguments of `spp.repair`, e.g. dict(read=…)
     **budget: float | dict[str, float],  # as in `mask`
 ) -> nn.Module:  # dense, of the original class; its report is in `.spp`
     """A smaller model within the budget, repaired if there is data to repair on.
+
+    Give `repair=` what the model will meet: some hundred varied samples, without labels.
 
     Raises `ValueError` as `mask` does, and what `spp.repair` raises.
     """

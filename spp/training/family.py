@@ -348,7 +348,7 @@ class Family:
             raise ValueError(
                 f"{asked} has {share:.3f} of the parameters; this family was trained from "
                 f"{largest:g} down to {smallest:g}. Write a budget between them, or "
-                f"family.path.cut({asked}) for a cut that still has to be trained."
+                f"family.path.cut({asked}, repair=loader) for a cut that still has to be trained."
             )
         return mask
 
@@ -356,11 +356,18 @@ class Family:
         self,
         *unnamed: float,  # none: budgets have names, e.g. params=0.5
         align: int = 8,  # widths are multiples of it
+        repair: Iterable | None = None,  # batches to repair the member on, as for `path.cut`
+        repair_options: dict[str, Any] | None = None,  # arguments of `spp.repair`
         **budget: float,  # as for `path.cut`
     ) -> nn.Module:  # of the library's class, a copy
-        "A member as a model of its own; errors as for `mask`."
+        """A member as a model of its own; errors as for `mask`.
+
+        With `repair=`, its layers are refitted to the largest network of the family. Give it what
+        the member will meet: some hundred varied samples, without labels.
+        """
         self.mask(*unnamed, align=align, **budget)
-        return self.path.cut(align=align, **budget)
+        how = dict(repair=repair, repair_options=repair_options)
+        return self.path.cut(align=align, **how, **budget)
 
     def score(
         self,
