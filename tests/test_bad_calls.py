@@ -703,7 +703,7 @@ for what, (wrong, kind, text) in MASKS.items():
     add(f"repair of a mask {what}", repaired, kind, text)
 numbers(
     "cut",
-    lambda w, tmp, align: spp.cut(w.model, w.pairs, torch.ones(w.n), align),
+    lambda w, tmp, align: spp.cut(w.model, w.pairs, torch.ones(w.n), align=align),
     "align",
     "whole number of at least 1",
     *(0, -1, nan, "x"),

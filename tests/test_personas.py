@@ -6,6 +6,7 @@ import warnings
 import accelerate
 import open_clip
 import pytest
+import timm
 import tokenizers
 import torch
 import transformers as hf
@@ -269,9 +270,51 @@ def test_accelerate(tmp_path):
         assert torch.equal(back(x).logits, small.eval()(x).logits)
 
 
+# --- Lightning --------------------------------------------------------------------------------
+
+
+def with_lightning(lightning, model, loader):
+    class Lit(lightning.LightningModule):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch, i):
+            return F.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.AdamW(self.net.parameters(), 1e-3)
+
+    lit = Lit(spp.search(model, loader, steps=4).cut(params=0.8))
+    lightning.Trainer(max_epochs=1, accelerator="cpu", logger=False).fit(lit, loader)
+    return lit.net
+
+
+def test_lightning(tmp_path, monkeypatch):
+    "The cut is a submodule like any other; it is saved by itself"
+    lightning = pytest.importorskip("lightning")
+    monkeypatch.chdir(tmp_path)  # where Lightning keeps checkpoints
+    torch.manual_seed(0)
+    how = dict(img_size=16, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=3)
+    model = timm.create_model("vit_tiny_patch16_224", **how)
+    x, y = torch.randn(16, 3, 16, 16), torch.arange(16) % 3
+    small = with_lightning(lightning, model, DataLoader(TensorDataset(x, y), 8))
+    assert small.spp.got["params"] <= 0.8
+    back = spp.load(spp.save(small, tmp_path / "vit"))
+    with torch.no_grad():
+        assert torch.equal(back(x), small.eval()(x))
+
+
 # --- how long ---------------------------------------------------------------------------------
 
-PERSONAS = [trainer_and_pipeline, smaller_llama, smaller_clip, own_module, with_accelerate]
+PERSONAS = [
+    trainer_and_pipeline,
+    smaller_llama,
+    smaller_clip,
+    own_module,
+    with_accelerate,
+    with_lightning,
+]
 
 
 @pytest.mark.parametrize("persona", PERSONAS, ids=lambda f: f.__name__)
