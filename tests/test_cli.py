@@ -61,6 +61,7 @@ def test_help_fits_a_terminal():
         "run",
         "search",
         "cut",
+        "pick",
         "llm",
         "jobs",
         "report",

@@ -45,12 +45,19 @@ class Ran:
     path: SolutionPath | None = None  # once the search is done
     widths: dict[float, dict] = field(default_factory=dict)  # member → layer → its width
     epochs: dict[str, pd.DataFrame] = field(default_factory=dict)  # member → metrics by epoch
+    picked: dict[str, Any] = field(default_factory=dict)  # what `spp pick` tried and found
 
 
 def _members(folder: Path) -> dict[float, dict]:
     "Headers of the finished members by share of the parameters, from large to small"
     files = sorted(folder.glob("params_*/spp.json"), reverse=True)
     return {float(f.parent.name.removeprefix("params_")): header_of(f.parent) for f in files}
+
+
+def _picked(folder: Path) -> dict[str, Any]:
+    "What `spp pick` wrote into a run, {} if it did not"
+    there = (folder / "picked/spp.json").exists()
+    return header_of(folder / "picked")["cut"]["path"].get("pick", {}) if there else {}
 
 
 def _epochs(folder: Path) -> dict[str, pd.DataFrame]:
@@ -123,6 +130,7 @@ def _read_run(folder: Path) -> Ran:
         path=path,
         widths={share: header["widths"] for share, header in members.items()},
         epochs=epochs,
+        picked=_picked(folder),
     )
 
 # %% ../../nbs/running/02_report.ipynb #75dc8c2f
@@ -344,6 +352,19 @@ def _figures(*draw: Callable | None) -> str:
     return '<div class="figures">' + "".join(svg_of(f) for f in draw if f) + "</div>"
 
 
+def _pick_table(picked: dict[str, Any]) -> str:
+    "What `spp pick` tried, as HTML"
+    tried = pd.DataFrame(picked["tried"])
+    rows = pd.DataFrame({"share": tried.share, "score": tried.score})
+    rows["may lose"] = tried.bound.map("{:.4f}".format)
+    rows["stays"] = tried.stays.map({True: "yes", False: "no"})
+    told = (
+        f"Allowed: a drop of {picked['drop']:g}. The picked one: {picked['dense']:.3f} →"
+        f" {picked['score']:.3f} on {picked['n']:,} samples, which picked it."
+    )
+    return f"<p>{escape(told)}</p>{_table(rows)}"
+
+
 def _section(ran: Ran) -> str:
     "The part of the page about one run"
     of_path = (_gates(ran.path), _kept(ran.path)) if ran.path else ()
@@ -354,6 +375,8 @@ def _section(ran: Ran) -> str:
     if ran.widths:
         title = "Widths: heads × dimensions, or hidden units, of each member"
         parts += [f"<h3>{title}</h3>", _widths(ran.widths)]
+    if ran.picked:
+        parts += ["<h3>Picked size</h3>", _pick_table(ran.picked)]
     others = ("revision", "device", "threads", "seed", "seconds")
     versions = {**ran.made.get("versions", {}), **{k: ran.made.get(k) for k in others}}
     lists = {"Search cost": ran.cost, "Settings": ran.settings, "Versions": versions}
