@@ -84,7 +84,7 @@ def demo(tmp_path_factory):
 def test_demo(demo):
     "The table on the screen, the files, and the sizes that were asked for"
     at, said = demo
-    for word in ("asked", "latency", "one-shot", "fine-tuned", "magnitude", "0.15"):
+    for word in ("asked", "latency", "as cut", "repaired", "fine-tuned", "magnitude", "0.15"):
         assert word in said
     files = {"table.csv", "demo.json", "accuracy.png", "widths.png", "path.png", "digits.path"}
     there = {p.name for p in (at / "runs/demo").iterdir()}

@@ -39,20 +39,24 @@ ORDERS = ("spp", "fisher", "taylor", "magnitude", "random")
 KIND = "a demo of spp"  # of the folder
 
 # %% ../../nbs/lab/01_demo.ipynb #1265d30e
-def _scores(
-    small: nn.Module,
-    teacher: nn.Module,
-    epochs: int,
-    seed: int,
-) -> dict[str, float]:
-    "Accuracy of `small` as it is, and after fine-tuning it in place"
-    _, test = digits()
+_BATCHES = 4  # of 64 images, to repair on
+
+
+def _member(
+    path: SolutionPath, budget: float, epochs: int, seed: int
+) -> tuple[nn.Module, dict[str, float]]:
+    "A member, fine-tuned from its repair; accuracy as cut, repaired, and after fine-tuning"
+    train, test = digits(seed=seed)
+    small = path.cut(params=budget)
     one_shot = accuracy(small, test)
-    if small.spp.asked["params"] == 1:
-        return dict(one_shot=one_shot, fine_tuned=one_shot)
+    if budget == 1:
+        return small, dict(one_shot=one_shot, repaired=one_shot, fine_tuned=one_shot)
+    how = dict(batches=_BATCHES, progress=False)
+    small = path.cut(params=budget, repair=train, repair_options=how)
+    repaired = accuracy(small, test)
     train, _ = digits(seed=seed)
-    finetune(small, train, teacher=teacher, epochs=epochs, lr=1e-3, progress=False)
-    return dict(one_shot=one_shot, fine_tuned=accuracy(small, test))
+    finetune(small, train, teacher=path.model, epochs=epochs, lr=1e-3, progress=False)
+    return small, dict(one_shot=one_shot, repaired=repaired, fine_tuned=accuracy(small, test))
 
 # %% ../../nbs/lab/01_demo.ipynb #1265d30f
 def members(
@@ -62,11 +66,11 @@ def members(
     seed: int = 0,  # of the batches for fine-tuning
     bar: Any = None,  # advances by one for each member
 ) -> tuple[list[dict], list[nn.Module]]:  # a row for each budget, and the fine-tuned models
-    "Cut at every budget, score, fine-tune, score again"
+    "Cut at every budget, repair, fine-tune, with a score after each"
     method = path.info["method"]
     rows, models = [], []
     for budget in budgets:
-        small = path.cut(params=budget)
+        small, scores = _member(path, budget, epochs, seed)
         row = dict(
             order="spp" if method == "clock" else method,
             asked=budget,
@@ -74,7 +78,7 @@ def members(
             params=params_of(small),
             macs=round(small.spp.got["macs"] * path.costs.dense["macs"]),
         )
-        rows.append(row | _scores(small, path.model, epochs, seed))
+        rows.append(row | scores)
         models.append(small)
         if bar is not None:
             bar.update()
@@ -95,7 +99,8 @@ def show(
         "params": table.params.map("{:,}".format),
         "MACs": (table.macs / 1e6).map("{:.2f} M".format),
         "latency": table.latency.map("{:.2f}".format),
-        "one-shot": table.one_shot.map(percent),
+        "as cut": table.one_shot.map(percent),
+        "repaired": table.repaired.map(percent),
         "fine-tuned": table.fine_tuned.map(percent),
     }
     return pd.DataFrame(columns).to_string(index=False)
@@ -103,24 +108,25 @@ def show(
 # %% ../../nbs/lab/01_demo.ipynb #d2f59894
 def plot_accuracy(
     table: pd.DataFrame,  # rows of all orders
-    axes=None,  # two matplotlib axes; new ones if not given
-):  # the two axes
-    "Accuracy against parameters, as cut and after fine-tuning, each on its own scale"
+    axes=None,  # three matplotlib axes; new ones if not given
+):  # the three axes
+    "Accuracy against parameters: as cut, repaired, and fine-tuned, each on its own scale"
     import matplotlib.pyplot as plt
 
     if axes is None:
-        _, axes = plt.subplots(1, 2, figsize=(6.4, 3.1), layout="constrained")
+        _, axes = plt.subplots(1, 3, figsize=(8.4, 3.1), layout="constrained")
     for order, rows in table.groupby("order", sort=False):
         ours = order == "spp"
         style = dict(color=COLOURS.get(order), marker="o", label=order)
         style |= dict(lw=2.4, ms=4, zorder=3) if ours else dict(lw=1.1, ms=3)
-        axes[0].plot(rows.got, rows.one_shot, **style)
-        axes[1].plot(rows.got, rows.fine_tuned, **style)
-    for ax, title in zip(axes, ("as cut, nothing trained", "after the same fine-tuning")):
+        for ax, stage in zip(axes, ("one_shot", "repaired", "fine_tuned")):
+            ax.plot(rows.got, rows[stage], **style)
+    for ax, title in zip(axes, ("as cut", "repaired, untrained", "then fine-tuned")):
         ax.set_title(title, fontsize=11)
-        ax.set(xlabel="share of the parameters", ylabel="accuracy")
-    axes[0].set_ylim(0, 1)
-    axes[1].legend(frameon=False)
+        ax.set(xlabel="share of the parameters")
+    axes[0].set(ylabel="accuracy", ylim=(0, 1))
+    axes[1].set_ylim(0, 1)
+    axes[2].legend(frameon=False)
     return axes
 
 # %% ../../nbs/lab/01_demo.ipynb #d2f59896
@@ -203,13 +209,13 @@ def _save_pictures(folder: Path, table: pd.DataFrame, models: list[nn.Module]) -
 def demo(
     out: str | os.PathLike = "runs/demo",  # folder for everything
     steps: int = 400,  # of the search
-    epochs: int = 6,  # of each fine-tuning
+    epochs: int = 3,  # of each fine-tuning
     budgets: tuple[float, ...] = BUDGETS,  # shares of the parameters
     orders: tuple[str, ...] = ORDERS,  # "spp" and the baselines to compare with
     seed: int = 0,  # of everything
     progress: bool = True,  # show bars
 ) -> pd.DataFrame:  # a row for each order and budget
-    """Search, cut, fine-tune, compare and save.
+    """Search, cut, repair, fine-tune, compare and save.
 
     Raises `FileExistsError` if `out` holds anything that a demo did not write.
     """
