@@ -96,7 +96,8 @@ def _fitted(recipe: Recipe, counts: tuple[int, int] | None, world: int) -> Recip
     if counts is None or counts[0] >= 16 * recipe.batch:
         return recipe
     batch = max(counts[0] // 16, min(8, counts[0] // 2), 1)
-    return replace(recipe, batch=min(max(batch // world, 1) * world, recipe.batch))
+    pairs = 2 * world  # Mixup takes images in pairs
+    return replace(recipe, batch=min(max(batch // pairs, 1) * pairs, recipe.batch))
 
 
 def reordered(
@@ -290,6 +291,11 @@ def _check_run(recipe: Recipe, data: Any, name: str, smoke: bool, world: int) ->
         raise ValueError(
             f"a batch of {recipe.batch} cannot be shared by {world} processes:"
             f" choose a multiple of {world}"
+        )
+    if (recipe.mixup or recipe.cutmix) and not recipe.tag and recipe.batch // world % 2:
+        raise ValueError(
+            f"a batch of {recipe.batch} leaves {recipe.batch // world} images for each process,"
+            f" and Mixup takes pairs: choose a multiple of {2 * world}"
         )
 
 
