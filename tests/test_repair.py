@@ -12,6 +12,7 @@ from spp.core.files import save_tensors
 from spp.method import kept_layers, side_by_side
 from spp.method import repair as repairs
 from spp.method.objective import ranks
+from spp.method.scales import _Lesson
 
 
 def like(x, seed):
@@ -50,6 +51,17 @@ def distance(small, model, data):
     return (apart / sum(b.square().sum() for _, b in pairs)).item()
 
 
+def check_scales(model, pairs, mask, data):
+    "The factors are in the weights: the model that is returned has the least held-out error"
+    scaled = repair(model, pairs, mask, data, scales=20, progress=False)
+    told = scaled.spp.path["repair"]
+    steps, errors = told["scales"].values()
+    assert (steps > 0) == (min(errors) < errors[0])
+    taken = data[: told["batches"]]
+    left = _Lesson(scaled, model, taken, None, None).held_out()
+    assert left == pytest.approx(min(errors), rel=1e-4, abs=1e-12)
+
+
 def check_family(name, tmp_path):
     "Nothing removed, nothing changed; better on its own data; saved and loaded; the model unharmed"
     model, data = wide(name)
@@ -57,7 +69,8 @@ def check_family(name, tmp_path):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), "forward" in vars(m))
              for m in model.modules()]  # fmt: skip
-    everything = repair(model, pairs, torch.ones(sum(p.n for p in pairs)), data[:4], progress=False)
+    given = dict(scales=10, progress=False)
+    everything = repair(model, pairs, torch.ones(sum(p.n for p in pairs)), data[:4], **given)
     assert distance(everything, model, data[:4]) <= 1e-18
     mask = random_mask(pairs)
     small = repair(model, pairs, mask, data, progress=False)
@@ -74,6 +87,7 @@ def check_family(name, tmp_path):
     again = load(tmp_path / "small")
     assert torch.equal(out(again, data[0]), out(small, data[0]))
     assert 4 <= again.spp.path["repair"]["batches"] <= 16
+    check_scales(model, pairs, mask, data)
 
 
 FEW = ("swin", "hf_bert", "hf_gpt2", "open_clip_mha")  # windows; norms behind; Conv1D; two towers

@@ -33,6 +33,7 @@ from ..cutting.cut import cut
 from .kept_layers import KeptLayers
 from .least_squares import Choice, Fit, Moments, best_fit, over_processes
 from .objective import Answer, answer, over_ranks, ranks
+from .scales import fit_scales
 from spp.method.side_by_side import (
     Reader,
     SideBySide,
@@ -363,6 +364,7 @@ def repair(
     batches: int | None = None,  # how many to take; None: until there are tokens enough
     read: Callable[[Any, Any], Tensor] | None = None,  # (outputs, inputs) → features, as for search
     draws: int | None = None,  # backward passes of `influence` for each batch
+    scales: int = 0,  # steps of `fit_scales` afterwards; 60 are plenty
     amp: torch.dtype | None = None,  # the type to run the model in; None: that of the weights
     checkpoint: str | os.PathLike | None = None,  # file of the layers done; if there, resume
     progress: bool = True,  # show a progress bar
@@ -376,7 +378,7 @@ def repair(
     `ValueError` if the data has no batches, and what `spp.cut` raises.
     """
     data = _of_windows(data)
-    counts = dict(align=align, batches=batches, draws=draws)
+    counts = dict(align=align, batches=batches, draws=draws, scales=scales or None)
     _check_call(model, pairs, mask, data, read, amp, checkpoint, counts)
     mask = mask.bool().cpu()
     kept = KeptLayers.begun(checkpoint, data)
@@ -396,5 +398,9 @@ def repair(
     choices = {r.name: kept.choices[r.name] for r in nets.readers}
     small.spp.fingerprint = found  # that of the dense model, not of the weights just written
     small.spp.path["repair"] = _report(nets, choices, sum(map(size, inputs)))
+    if scales:
+        names = [r.name for r in nets.readers]
+        told = fit_scales(small, model, names, inputs, read, scales, amp=amp, progress=progress)
+        small.spp.path["repair"]["scales"] = told._asdict()
     _say_few(choices, nets.readers)
     return small
