@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..core.bars import progress_bar
 from ..core.restored import evaluating
@@ -31,6 +32,13 @@ def _reads(model: nn.Module, name: str) -> bool:
     return known and matrix(layer).shape[1] > 0
 
 
+def _along(layer: nn.Module, s: Tensor) -> Tensor:
+    "The factors of the columns, as the layer's input has them: some heads are filled up with zeros"
+    if type(layer).__name__ != "Outputs":
+        return s
+    return F.pad(s.unflatten(0, (-1, layer.width)), (0, layer.dim - layer.width)).flatten()
+
+
 @contextmanager
 def _scaled(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     "Factors before the layers `names`, all 1, to be fitted in the block; taken off behind it"
@@ -41,8 +49,8 @@ def _scaled(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor
         like = torch.promote_types(weight.dtype, torch.float32)
         s = torch.ones(weight.shape[1], dtype=like, device=weight.device, requires_grad=True)
 
-        def scale(_, args, s=s):
-            return (args[0] * s.to(args[0].dtype), *args[1:])
+        def scale(layer, args, s=s):
+            return (args[0] * _along(layer, s).to(args[0].dtype), *args[1:])
 
         factors[name] = s
         hooks.append(layer.register_forward_pre_hook(scale))
