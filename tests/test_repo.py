@@ -33,6 +33,16 @@ def test_readme_is_the_index():
     assert in_step() == []
 
 
+def test_no_output_holds_a_warning_or_a_place_of_this_machine():
+    for book in notebooks():
+        for cell in cells(book):
+            for output in cell.get("outputs", []):
+                text = "".join(output.get("text", []))
+                assert not re.search(r"\.py:\d+: \w*Warning|/(home|root|site-packages)/", text), (
+                    f"{book}, cell {cell['id']}: {text[:200]}"
+                )
+
+
 def test_modules_name_their_notebook():
     for file in (ROOT / "spp").rglob("*.py"):
         if file.name in ("__init__.py", "_modidx.py"):

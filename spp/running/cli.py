@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'WRONG_FILES', 'Quiet', 'RecipeName', 'DataFolder', 'OutFolder', 'DataName', 'Checkpoint', 'Weights', 'Classes',
            'ImageSize', 'Sizes', 'Epochs', 'DenseEpochs', 'Update', 'Balance', 'Prune', 'Finetune', 'Repair',
-           'Calibration', 'Batch', 'Rate', 'Seeds', 'Device', 'Workers', 'Smoke', 'demo', 'show', 'recipes', 'run',
-           'search', 'cut', 'pick', 'llm', 'jobs', 'report', 'bench', 'main']
+           'Calibration', 'Batch', 'Rate', 'Seeds', 'Device', 'Workers', 'Smoke', 'JOBS', 'demo', 'show', 'recipes',
+           'run', 'search', 'cut', 'pick', 'llm', 'jobs', 'report', 'bench', 'main']
 
 # %% ../../nbs/running/03_cli.ipynb #14f408b3
 import os
@@ -538,14 +538,17 @@ def llm(
     echo(_llm_text(result, out))
 
 # %% ../../nbs/running/03_cli.ipynb #51f183fb
+JOBS = Path("runs/jobs")
+
+
 @app.command()
 def jobs(
     folder: Annotated[
         Path, Argument(help="Where `spp run --cluster` keeps logs and results.")
-    ] = Path("runs/jobs"),
+    ] = JOBS,
 ):
     "Show the state of submitted jobs and how far their runs are."
-    if not (folder / "jobs.json").exists():
+    if folder == JOBS and not (folder / "jobs.json").exists():
         echo(f"no jobs in {folder}; `spp run RECIPE --data FOLDER --cluster slurm` submits one")
         return
     from spp.running.slurm import jobs as table
