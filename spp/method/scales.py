@@ -61,8 +61,17 @@ def _scaled(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor
             hook.remove()
 
 # %% ../../nbs/method/07_scales.ipynb #5ca1e00a
+_ZEROS = 0.01  # the size of a bias that is all zeros
+
+
+def _size(x: Tensor) -> Tensor:
+    "Root mean square of a parameter: moves are told in units of it"
+    found = x.square().mean().sqrt()
+    return torch.where(found > 0, found, torch.full_like(found, _ZEROS))
+
+
 class _Fitted:
-    "Parameters with one axis, and the factors: what is fitted, and its copies in float32 or wider"
+    "Parameters with one axis, and the factors: where they start, and how far they have moved"
 
     def __init__(self, model: nn.Module, factors: dict[str, Tensor]):
         own = [p for p in model.parameters() if p.dim() == 1 and p.is_floating_point()]
@@ -70,24 +79,28 @@ class _Fitted:
         for x in self.live:
             x.requires_grad_()
         wide = (x.detach().to(torch.promote_types(x.dtype, torch.float32)) for x in self.live)
-        self.copies = [x.clone().requires_grad_() for x in wide]
+        self.start = [x.clone() for x in wide]
+        self.sizes = [_size(x) for x in self.start]
+        self.moves = [torch.zeros_like(x, requires_grad=True) for x in self.start]
 
     def take_gradient(self, loss: Tensor) -> None:
-        "The gradient of `loss`, as the mean over all processes, on the copies"
+        "The gradient of `loss` in the moves, as the mean over all processes"
         grads = torch.autograd.grad(loss, self.live, allow_unused=True)
-        for copied, grad in zip(self.copies, grads):
-            found = torch.zeros_like(copied) if grad is None else grad.to(copied.dtype)
-            copied.grad = over_ranks(found.contiguous())
+        for move, size, grad in zip(self.moves, self.sizes, grads):
+            found = torch.zeros_like(move) if grad is None else grad.to(move.dtype) * size
+            move.grad = over_ranks(found.contiguous())
 
     @torch.no_grad()
     def put(self, values: Sequence[Tensor]) -> None:
-        "Go on from `values`, one for each"
-        for copied, x, value in zip(self.copies, self.live, values):
-            copied.copy_(value)
-            x.copy_(value)
+        "Go on from these moves, one for each"
+        for move, size, start, x, value in zip(
+            self.moves, self.sizes, self.start, self.live, values
+        ):
+            move.copy_(value)
+            x.copy_(start + size * move)
 
     def values(self) -> list[Tensor]:
-        return [x.detach().clone() for x in self.copies]
+        return [move.detach().clone() for move in self.moves]
 
 # %% ../../nbs/method/07_scales.ipynb #5ca1e00c
 KEPT = 2**26  # numbers of the dense answers that are kept in memory
@@ -160,7 +173,7 @@ def _take_steps(
     fitted: _Fitted, lesson: _Lesson, steps: int, lr: float, progress: bool
 ) -> tuple[int, list[float]]:
     "Minimise eq. 1; the best step, whose numbers are put in place, and the held-out errors"
-    optimizer = torch.optim.Adam(fitted.copies, lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.Adam(fitted.moves, lr, betas=(0.9, 0.98))
     best, kept = 0, fitted.values()
     errors = [lesson.held_out()]
     for k, i in enumerate(progress_bar(_order(len(lesson.batches), steps), "scales", progress)):
