@@ -98,7 +98,7 @@ def check_law(made, seed, density, align):
     mask = random_mask(sum(p.n for p in pairs), seed, density)
     with gated(model, pairs, mask.double()):
         want = out(model, x)
-    got = out(cut(model, pairs, mask, align), x)
+    got = out(cut(model, pairs, mask, align=align), x)
     assert (got - want).abs().max() <= 1e-10 * max(1, want.abs().max())
 
 

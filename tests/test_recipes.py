@@ -12,6 +12,8 @@ from command import inside, python, refused, spp
 from safetensors.torch import load_file
 
 from spp import load
+from spp.judging.baselines import baseline
+from spp.judging.data import digits_vit
 from spp.running.folder import write_json
 from spp.running.recipes import RECIPES, Recipe
 from spp.running.runs import run
@@ -173,4 +175,5 @@ def test_a_folder_has_one_run(tmp_path, start):
         text = f"another run is writing to {tmp_path} (process 7 on somewhere)"
         refused(start(*args), text, status=1)
     write_json(tmp_path / "run.json", dict(recipe="deit_small", seed=0))
+    baseline("random", digits_vit()).save(tmp_path / "order.path")  # its search is done
     refused(start(*args), "belongs to another run: recipe was 'deit_small', now 'deit_tiny'")

@@ -548,7 +548,7 @@ def jobs(
     ] = JOBS,
 ):
     "Show the state of submitted jobs and how far their runs are."
-    if folder == JOBS and not (folder / "jobs.json").exists():
+    if not (folder / "jobs.json").exists() and (folder == JOBS or folder.is_dir()):
         echo(f"no jobs in {folder}; `spp run RECIPE --data FOLDER --cluster slurm` submits one")
         return
     from spp.running.slurm import jobs as table
