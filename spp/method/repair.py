@@ -157,7 +157,8 @@ def _influence_on_batch(
     with _variables(nets) as found, torch.enable_grad(), autocast:
         a = answer(nets.model, x, read)
     names = [name for name, calls in found.items() if len(calls) == 1]
-    total = {name: torch.zeros(found[name][0].shape[:-1], device=nets.device) for name in names}
+    like = dict(dtype=torch.float64, device=nets.device)  # two processes agree with one
+    total = {name: torch.zeros(found[name][0].shape[:-1], **like) for name in names}
     rank, world = ranks()
     generator = torch.Generator().manual_seed(batch * world + rank)
     if draws is None:  # where every token has an output of its own, few are enough
@@ -183,8 +184,9 @@ def influence(
         for name, total in _influence_on_batch(nets, i, read, draws).items():
             found.setdefault(name, []).append(total)
     for name, totals in found.items():
-        mass = torch.tensor([sum(t.sum().item() for t in totals), sum(t.numel() for t in totals)])
-        mass = over_ranks(mass.double().to(nets.device))
+        tokens = sum(t.numel() for t in totals)
+        mass = [sum(t.sum().item() for t in totals), tokens]
+        mass = over_ranks(torch.tensor(mass, dtype=torch.float64, device=nets.device))
         mean = (mass[0] / mass[1]).clamp(min=1e-30).item()
         found[name] = [t / mean * (1 - _FLOOR) + _FLOOR for t in totals]
     return found
