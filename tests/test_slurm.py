@@ -137,6 +137,7 @@ def slow(out, epochs=40):
     return [total, first[0]]
 
 
+@pytest.mark.slow
 def test_preempted_and_resumed(tmp_path):
     "After Slurm's signal, the job is queued again and resumes at the step of its checkpoint"
     where = dict(folder=tmp_path / "jobs", function=slow)
@@ -155,6 +156,7 @@ def test_preempted_and_resumed(tmp_path):
     assert slow(str(tmp_path / "whole"))[0] == pytest.approx(total, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_an_array_with_a_cap(tmp_path):
     "A sweep of a recipe: an array, two jobs at a time, and one table of the results"
     trial = dict(recipe="deit_tiny", smoke=True, params=(0.75,), update=1, batch=2, progress=False)
