@@ -12,7 +12,7 @@ from spp.core.files import save_tensors
 from spp.method import kept_layers, side_by_side
 from spp.method import repair as repairs
 from spp.method.objective import ranks
-from spp.method.scales import _Lesson
+from spp.method.scales import Lesson
 
 
 def like(x, seed):
@@ -57,7 +57,7 @@ def check_scales(model, pairs, mask, data):
     told = scaled.spp.path["repair"]
     steps, errors = told["scales"].values()
     assert (steps > 0) == (min(errors) < errors[0])
-    left = _Lesson(scaled, model, data[:4], None, None).held_out()
+    left = Lesson(scaled, model, data[:4], None, None).held_out()
     assert left == pytest.approx(min(errors), rel=1e-4, abs=1e-12)
 
 
@@ -252,6 +252,27 @@ def test_half_precision(small):
     small = repair(model, pairs, mask, narrow, batches=3, progress=False)
     assert next(small.parameters()).dtype == torch.bfloat16
     assert distance(small, model, narrow) < plain
+
+
+@pytest.mark.filterwarnings("ignore:few tokens")
+def test_few_samples_that_mislead(small, monkeypatch):
+    "The plain cut is returned where the repaired one does worse on what was held out"
+    model, data = small
+    pairs = find_pairs(model)
+    mask = random_mask(pairs)
+    inputs = [x[:2] for x, _ in data]
+    fit = repairs.best_fit
+
+    def misled(*args):
+        found, choice = fit(*args)
+        return found._replace(weight=-3 * found.weight), choice
+
+    monkeypatch.setattr(repairs, "best_fit", misled)
+    with pytest.warns(UserWarning, match="samples are too few to repair on.* Give some hundred"):
+        got = repair(model, pairs, mask, inputs, progress=False)
+    want = cut(model, pairs, mask)
+    assert all(torch.equal(a, b) for a, b in zip(got.parameters(), want.parameters()))
+    assert got.spp.path["repair"]["layers"] == {}
 
 
 def repair_part(folder):

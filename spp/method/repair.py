@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,12 +29,12 @@ from spp.core.checks import (
     check_windows,
 )
 from ..core.identity import digest_of, identity, of_model
-from ..core.restored import on_interrupt, what_is_kept
+from ..core.restored import evaluating, on_interrupt, what_is_kept
 from ..cutting.cut import cut
 from .kept_layers import KeptLayers
 from .least_squares import Choice, Fit, Moments, best_fit, over_processes
 from .objective import Answer, answer, over_ranks, ranks
-from .scales import fit_scales
+from .scales import Lesson, fit_scales
 from spp.method.side_by_side import (
     Reader,
     SideBySide,
@@ -290,6 +291,38 @@ def _say_few(choices: dict[str, Choice], readers: list[Reader]) -> None:
         )
 
 
+_FEW = 64  # samples; with fewer, choices that are good for each layer may be bad for all
+
+
+def _never_worse(
+    model: nn.Module,
+    small: nn.Module,
+    as_cut: Callable[[], nn.Module],
+    inputs: list[Any],
+    read: Callable | None,
+    amp: torch.dtype | None,
+) -> nn.Module:
+    "The repaired model, or the plain cut where that does better on the samples held out"
+    samples = sum(map(size, inputs))
+    if samples >= _FEW or len(inputs) < _HELD_OUT:
+        return small
+    plain = as_cut()
+    with evaluating(model):
+        repaired, before = (
+            Lesson(net, model, inputs, read, amp).held_out() for net in (small, plain)
+        )
+    if repaired <= before:
+        return small
+    warnings.warn(
+        f"{samples} samples are too few to repair on: on those held out the repaired model does"
+        f" worse ({repaired:.3g}) than the cut as it is ({before:.3g}), which is returned. Give"
+        " some hundred varied samples.",
+        stacklevel=3,
+    )
+    plain.spp.path["repair"] = dict(small.spp.path["repair"], layers={})
+    return plain
+
+
 def _report(nets: SideBySide, choices: dict[str, Choice], samples: int) -> dict:
     "What the report of a cut says of its repair"
     each = {name: asdict(choice) for name, choice in choices.items()}
@@ -405,4 +438,5 @@ def repair(
         told = fit_scales(small, model, names, inputs, read, scales, amp=amp, progress=progress)
         small.spp.path["repair"]["scales"] = told._asdict()
     _say_few(choices, nets.readers)
-    return small
+    plainly = partial(cut, model, pairs, mask, align=align)
+    return _never_worse(model, small, plainly, inputs, read, amp)
