@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -143,11 +144,20 @@ def test_full_disk(tmp_path):
     "A disk that is full while a model is saved: an error, nothing half-written; the run resumes"
     script, out = tmp_path / "run.py", tmp_path / "run"
     script.write_text(FULL)
-    refused(python(script, out, 200_000), "could not be written", "is the disk full?", status=1)
+    refused(python(script, out, 200_000), "dense could not be written", "disk full?", status=1)
+    assert [x.name for x in out.iterdir() if x.name != ".lock"] == ["run.json"]
+    assert python(script, out, 0).returncode == 0
+    for done in ("repaired", "params_0.75", "params_0.50"):  # as it was before the repair
+        shutil.rmtree(out / done)
+    for done in ("results.json", "results.csv", "latency.json", "scores.json"):
+        (out / done).unlink()
+    full = python(script, out, 200_000)
+    refused(full, "params_0.75 could not be written", "is the disk full?", status=1)
 
     def half_written(file: Path) -> bool:
         hidden = file.name.startswith(".") and file.name != ".lock"
-        return file.suffix == ".safetensors" or hidden
+        model = file.suffix == ".safetensors" and file.parent.name != "dense"
+        return model or hidden
 
     assert (out / "order.path").exists()
     assert not list(filter(half_written, out.rglob("*")))

@@ -319,7 +319,7 @@ def _never_worse(
         " some hundred varied samples.",
         stacklevel=3,
     )
-    plain.spp.path["repair"] = dict(small.spp.path["repair"], layers={})
+    plain.spp.path["repair"] = dict(batches=len(inputs), samples=samples, layers={})
     return plain
 
 
