@@ -117,3 +117,13 @@ def test_resuming_and_sharing(done):
     x = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
     with torch.no_grad():
         assert torch.equal(loaded(x), made["small"](x))
+
+
+@pytest.mark.parametrize("info", [{}, dict(steps=4), dict(method="search", source="mine")])
+def test_a_path_that_is_described_in_part_is_shown(info):
+    searched = spp.search(digits_vit(), digits()[0], steps=2, progress=False)
+    bare = spp.SolutionPath(searched.pairs, searched.fisher, searched.v, info=info)
+    page = bare._repr_html_()
+    assert f"{bare.n:,} in" in page and "None" not in page
+    assert all(str(value) in page for value in info.values())
+    assert str(bare.n) in repr(bare).replace(",", "")

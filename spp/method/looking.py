@@ -265,8 +265,9 @@ def _repr_html_(self: SolutionPath):
     facts = {
         "units": f"{self.n:,} in {len(self.pairs)} pairs",
         "search": ", ".join(
-            [str(self.info["method"])] * ("method" in self.info)
-            + [f"{self.info.get('steps')} steps"] * ("steps" in self.info)
+            f"{self.info[key]}{unit}"
+            for key, unit in (("method", ""), ("steps", " steps"))
+            if key in self.info
         ),
         "named source": self.info.get("source", ""),
         "attached": "to its model" if self.model is not None else "not yet: path.attach(model)",
