@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import islice
 from pathlib import Path
 
@@ -137,7 +138,9 @@ def _row(task: Task, setting: Setting, order: str, seed: int, folder: Path, prog
 # %% ../../nbs/lab/16_repairs.ipynb #8d4f0e12
 def _begun(whole: dict, name: str, task: Task, setting: Setting) -> dict:
     "What the record says of a task, or a new entry; another run's is dropped"
+    scales = signature(repair).parameters["scales"].default
     arguments = dict(steps=task.steps, batches=setting.batches, epochs=setting.epochs)
+    arguments |= dict(scales=scales)
     by = "params" if setting.params else "units"
     kept = list(setting.params or task.kept)
     old = whole["tasks"].get(name, {})

@@ -33,8 +33,8 @@ from ..core.restored import evaluating, on_interrupt, what_is_kept
 from ..cutting.cut import cut
 from .kept_layers import KeptLayers
 from .least_squares import Choice, Fit, Moments, best_fit, over_processes
-from .objective import Answer, answer, over_ranks, ranks
-from .scales import Lesson, fit_scales
+from .objective import answer, over_ranks, ranks
+from .scales import Lesson, fit_scales, random_direction
 from spp.method.side_by_side import (
     Reader,
     SideBySide,
@@ -116,19 +116,6 @@ def _of_windows(data: Iterable) -> Iterable:
 _FLOOR = 0.1  # weight that every token has, of the mean weight
 
 
-def _direction(a: Answer, generator: torch.Generator) -> Tensor:
-    "u of eq. 1, shaped like the output"
-    u = torch.randn(a.out.shape, generator=generator).to(a.out.device)
-    if a.each:
-        p = a.out.detach().float().sigmoid()
-        u = (p * (1 - p)).sqrt() * u
-    elif a.logits:
-        p = a.out.detach().float().softmax(-1)
-        spread = p.sqrt() * u
-        u = spread - p * spread.sum(-1, keepdim=True)
-    return u if a.seen is None else u * a.seen[..., None]
-
-
 @contextmanager
 def _variables(nets: SideBySide) -> Iterator[dict[str, list[Tensor]]]:
     "Add a variable, zeros, to what each reader writes; reader → those of its calls"
@@ -165,7 +152,7 @@ def _influence_on_batch(
     if draws is None:  # where every token has an output of its own, few are enough
         draws = 2 if a.out.dim() > 2 else 4
     for _ in range(draws):
-        product = (a.out.float() * _direction(a, generator)).sum()
+        product = (a.out.float() * random_direction(a, generator)).sum()
         inputs = [found[name][0] for name in names]
         grads = torch.autograd.grad(product, inputs, retain_graph=True, allow_unused=True)
         for name, grad in zip(names, grads):
@@ -399,7 +386,7 @@ def repair(
     batches: int | None = None,  # how many to take; None: until there are tokens enough
     read: Callable[[Any, Any], Tensor] | None = None,  # (outputs, inputs) → features, as for search
     draws: int | None = None,  # backward passes of `influence` for each batch
-    scales: int = 0,  # steps of `fit_scales` afterwards; 60 are plenty
+    scales: int = 15,  # steps of `fit_scales` afterwards, at most; 0: none
     amp: torch.dtype | None = None,  # the type to run the model in; None: that of the weights
     checkpoint: str | os.PathLike | None = None,  # file of the layers done; if there, resume
     progress: bool = True,  # show a progress bar
@@ -433,7 +420,7 @@ def repair(
     choices = {r.name: kept.choices[r.name] for r in nets.readers}
     small.spp.fingerprint = found  # that of the dense model, not of the weights just written
     small.spp.path["repair"] = _report(nets, choices, sum(map(size, inputs)))
-    if scales:
+    if scales and not mask.all():
         names = [r.name for r in nets.readers]
         told = fit_scales(small, model, names, inputs, read, scales, amp=amp, progress=progress)
         small.spp.path["repair"]["scales"] = told._asdict()
