@@ -395,8 +395,9 @@ def repair(
 
     Give it what the model will meet: some hundred varied samples, not only those of one kind.
 
-    Targets and ridges are chosen for each layer on batches that are held out of the fit; the
-    report says which, in `small.spp.path["repair"]`. Warns if there are few tokens. Raises
+    Targets and ridges are chosen for each layer on batches that are held out of the fit, and so
+    is how many steps of `fit_scales` are worth keeping, none among the choices; the report says
+    which, in `small.spp.path["repair"]`. Warns if there are few tokens. Raises
     `ValueError` if the data has no batches, and what `spp.cut` raises.
     """
     data = _of_windows(data)
