@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ADAPTERS', 'Pair', 'split_units', 'sites', 'adapter_of', 'unwrapped', 'has_values', 'skipped', 'find_pairs', 'opened',
-           'mlp_pair', 'resized', 'take', 'padded', 'align_up', 'resize', 'cut', 'unit_weights', 'fingerprint']
+           'mlp_pair', 'resized', 'take', 'padded', 'align_up', 'check_widths', 'resize', 'cut', 'unit_weights',
+           'fingerprint']
 
 # %% ../../nbs/models/00_pairs.ipynb #e5fa1e28
 import hashlib
@@ -322,12 +323,37 @@ def align_up(
     return min(-(-n // align) * align, most)
 
 # %% ../../nbs/models/00_pairs.ipynb #1fcb861a
+def check_widths(
+    pairs: list[Pair],  # those of one layer of a dense model
+    widths: dict[str, int],  # what its `cut` returned, or what a stranger's file says
+    shared: int = 1,  # queries that share a key
+) -> None:
+    "Raise `ValueError` unless the layer of `pairs` could be cut to `widths`"
+    most = dict(heads=max(p.groups for p in pairs) * shared, head_dim=max(p.size for p in pairs))
+    most |= dict(hidden=most["heads"] * most["head_dim"])
+    for name, width in widths.items():
+        if width > most[name]:
+            raise ValueError(
+                f"the widths of {pairs[0].site} say {name} {width}, but the dense layer has"
+                f" {most[name]}"
+            )
+    if widths.get("heads", 0) % shared:
+        raise ValueError(
+            f"the widths of {pairs[0].site} say {widths['heads']} heads, but {shared} of them"
+            " share a key: expected a multiple of that"
+        )
+
+
 def resize(
     model: nn.Module,  # a dense model; changed
     pairs: list[Pair],  # one pair of `mlp_pair`
     widths: dict[str, int],  # what `cut` returned
 ) -> None:
-    "Give the two layers of a declared pair room for `widths['hidden']` units"
+    """Give the two layers of a declared pair room for `widths['hidden']` units.
+
+    `ValueError` if they have fewer.
+    """
+    check_widths(pairs, widths)
     pair = pairs[0]
     for name, dim in ((pair.first, 0), (pair.second, 1)):
         name = _dotted(pair.block, name)

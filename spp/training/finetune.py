@@ -35,7 +35,7 @@ from spp.core.checks import (
     check_whole,
     length,
 )
-from ..core.files import check_output, place, replacing
+from ..core.files import check_output, place, recover, replacing
 from spp.core.identity import (
     digest_of,
     identity,
@@ -253,6 +253,7 @@ def _outputs(checkpoint: str | os.PathLike | None, log: str | os.PathLike | None
     "Where the two files go; an error if one of them could not be written"
     if checkpoint:
         checkpoint = place(checkpoint)
+        recover(checkpoint)
         if not checkpoint.exists():  # what is there is read, and refused if it is something else
             check_output(checkpoint, KIND)
     return checkpoint, check_output(log, LOG, ours=_is_log) if log else None
