@@ -338,11 +338,59 @@ def test_weights_made_for_inference():
         spp.search(model, IMAGES, steps=2, progress=False)
 
 
-def test_small_steps_in_16_bits_are_told():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_small_steps_in_16_bits_count(dtype):
+    "Weights of 16 bits end where those of single precision do, but for one rounding"
+    dense = vit()
+    wide = spp.search(dense, IMAGES, steps=2, progress=False).cut(units=0.6)
+    small = copy.deepcopy(wide).to(dtype)
+    start = [p.detach().float() for p in small.parameters()]
+    wide.load_state_dict({k: x.float() for k, x in small.state_dict().items()})
+    data = [(x.to(dtype), y) for x, y in IMAGES]
+    seen = []
+
+    def score(model):
+        seen.append({p.dtype for p in model.parameters()})
+        return model(data[0][0]).float().mean().item()
+
+    how = dict(epochs=10, lr=2e-5, warmup=0.0, weight_decay=0.0, progress=False)
+    spp.finetune(wide, [(x.to(dtype).float(), y) for x, y in IMAGES], **how)
+    spp.finetune(small, data, copy.deepcopy(dense).to(dtype), share=0.0, evaluate=score, **how)
+    assert seen == [{dtype}] * 10
+    assert {p.dtype for p in small.parameters()} == {dtype}
+    ours, theirs = (
+        torch.cat([(p.detach().float() - q).flatten() for p, q in zip(m.parameters(), start)])
+        for m in (small, wide)
+    )
+    assert torch.corrcoef(torch.stack([ours, theirs]))[0, 1] > 0.7
+    assert abs(ours.norm() / theirs.norm() - 1) < 0.3
+
+
+def test_training_in_16_bits_resumes(tmp_path):
+    "The masters are in the checkpoint: stopped and resumed, the bits are those of one go"
     small = spp.search(vit(), IMAGES, steps=2, progress=False).cut(units=0.6).bfloat16()
     data = [(x.bfloat16(), y) for x, y in IMAGES]
-    with pytest.warns(UserWarning, match=r"write model.float\(\)|Write model.float\(\) before"):
-        spp.finetune(small, data, epochs=1, progress=False)
+    how = dict(epochs=4, ema=0.9, progress=False)
+    straight, stopped = copy.deepcopy(small), copy.deepcopy(small)
+    spp.finetune(straight, data, **how)
+
+    def score(model):
+        scored.append(0.0)
+        if len(scored) == 3:
+            raise KeyboardInterrupt
+        return 0.0
+
+    scored = []
+    run = dict(how, evaluate=score, checkpoint=tmp_path / "run.ckpt")
+    with pytest.raises(KeyboardInterrupt):
+        spp.finetune(stopped, data, **run)
+    assert {p.dtype for p in stopped.parameters()} == {torch.bfloat16}
+    kept = (tmp_path / "run.ckpt").read_bytes()
+    for again in (copy.deepcopy(small), stopped):  # in a new process, and in this one
+        (tmp_path / "run.ckpt").write_bytes(kept)
+        spp.finetune(again, data, **run)
+        for p, q in zip(again.parameters(), straight.parameters()):
+            assert torch.equal(p, q)
 
 
 # --- what a folder cannot bring back ----------------------------------------------------------

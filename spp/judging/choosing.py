@@ -53,7 +53,7 @@ def paired(
         return -math.inf, math.inf
     from scipy.stats import t
 
-    half = t.ppf((1 + level) / 2, n - 1) * lost.std().item() / math.sqrt(n)
+    half = float(t.ppf((1 + level) / 2, n - 1)) * lost.std().item() / math.sqrt(n)
     return lost.mean().item() - half, lost.mean().item() + half
 
 # %% ../../nbs/judging/06_choosing.ipynb #6c0d2a0f
