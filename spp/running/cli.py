@@ -233,7 +233,9 @@ def _completed(begun: str) -> list[str]:
 
 
 RecipeName = Annotated[str, Argument(help="One of `spp recipes`.", autocompletion=_completed)]
-DataFolder = Annotated[Path, Option("--data", help="Folder with train/ and val/; of --name.")]
+DataFolder = Annotated[
+    Path, Option("--data", help="Folder of train/ and val/, a folder per class in each.")
+]
 OutFolder = Annotated[Path, Option("--out", help="Folder of the run; default runs/RECIPE.")]
 DataName = Annotated[str, Option("--name", help="Data set of timm, e.g. torch/fashion_mnist.")]
 Checkpoint = Annotated[
