@@ -1,9 +1,9 @@
 """pytest collects the notebooks too; nothing is stored.
 
-Each is executed twice from its first cell to its last, in forks of a process that has imported the
-libraries: in the fork itself, and, among the slow tests, in a plain Jupyter kernel, which computes as
-a processor without vector instructions and with two threads would. Those that take longest are
-among the slow tests either way.
+Each is executed twice from its first cell to its last, in forks of a process that has imported
+the libraries: in the fork itself, and, among the slow tests, in a plain Jupyter kernel, which
+computes as a processor without vector instructions and with two threads would. Those that take
+longest are among the slow tests either way.
 """
 
 import os
