@@ -11,6 +11,8 @@ import torch
 from causal import CAUSAL
 from families import FAMILIES, randomised, small_vit
 from test_folders import drawn, vit
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import spp
 from spp.core.formats import load_tensors
@@ -43,6 +45,14 @@ def parts() -> dict[str, Any]:
         family=Family(model, path, trained=(1.0, 0.5)),
         llm=weight_path(llm, ids, metric="wanda", progress=False),
     )
+
+
+@cache
+def letters() -> PreTrainedTokenizerFast:
+    "A tokenizer of 61 letters without merges"
+    bpe = Tokenizer(models.BPE({chr(33 + i): i for i in range(61)}, []))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="!", eos_token="!")
 
 
 def values(model: torch.nn.Module) -> dict[str, Any]:
@@ -149,6 +159,7 @@ class Output:
     write: Callable[[Path], Any]
     read: Callable[[Path], Any]  # comparable
     replaced: bool = True  # as a whole? Else it is a folder of single files
+    checked: bool = True  # does it hold a checksum? Formats of other programs do not
 
 
 OUTPUTS = {
@@ -158,6 +169,11 @@ OUTPUTS = {
     ),
     "stock": Output(
         lambda f: spp.save_pretrained(parts()["stock"], f), lambda f: values(spp.load(f))
+    ),
+    "gguf": Output(
+        lambda f: spp.save_gguf(parts()["stock"], f, letters(), "f32"),
+        lambda f: Path(f).expanduser().read_bytes(),
+        checked=False,
     ),
     "path": Output(lambda f: parts()["path"].save(f), lambda f: of_path(spp.SolutionPath.load(f))),
     "search": Output(search_write, search_read),
