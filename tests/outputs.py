@@ -49,8 +49,9 @@ def parts() -> dict[str, Any]:
 
 @cache
 def letters() -> PreTrainedTokenizerFast:
-    "A tokenizer of 61 letters without merges"
-    bpe = Tokenizer(models.BPE({chr(33 + i): i for i in range(61)}, []))
+    "A tokenizer of 60 letters and a merge"
+    tokens = [*(chr(33 + i) for i in range(60)), "AB"]
+    bpe = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, [("A", "B")]))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="!", eos_token="!")
 

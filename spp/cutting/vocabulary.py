@@ -130,6 +130,8 @@ def vocabulary(
             f"this tokenizer has ids up to {max(ids.values())}, the model {size} embeddings: is it"
             " another model's?"
         )
+    if not told["model"]["merges"]:
+        raise ValueError("this tokenizer has no merges, and llama.cpp loads none without")
     by_id = {i: token for token, i in ids.items()}
     tokens = [by_id.get(i, f"[PAD{i}]") for i in range(size)]
     types = [t if i in by_id else UNUSED for i, t in enumerate(_types(told, tokens))]
