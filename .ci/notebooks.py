@@ -2,22 +2,26 @@
 
 python .ci/notebooks.py run [NOTEBOOK…]   execute and store the outputs (default: all of nbs/)
 python .ci/notebooks.py test NOTEBOOK…    execute, store nothing
-python .ci/notebooks.py serve             execute each that is named on standard input, see `serve`
+python .ci/notebooks.py serve [kernel]    execute each that is named on standard input, see `serve`
 python .ci/notebooks.py readme            write README.md and its pictures from nbs/index.ipynb
 python .ci/notebooks.py check             exit 1 unless spp/, nbs/ and README.md are in step
 
 Each notebook runs from its first cell to its last in a new plain Jupyter kernel; `serve` saves the
-seconds in which a kernel imports the libraries.
+seconds in which a kernel imports the libraries, `serve kernel` in such kernels, too.
 """
 
 import base64
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from configparser import ConfigParser
+from importlib import import_module
 from pathlib import Path
 
 import nbformat
@@ -52,9 +56,10 @@ def kernel_environment() -> dict[str, str]:
     }
 
 
-def execute(path: Path) -> nbformat.NotebookNode:
+def execute(path: Path, forked: bool = False) -> nbformat.NotebookNode:
     """Run `path` in a new Python kernel, in its own folder, and return it with its outputs.
 
+    The kernel is a new process, or a fork of this one, which has imported what it will need.
     Raises `nbclient.exceptions.CellExecutionError` at the first cell that fails.
     """
     from nbclient import NotebookClient
@@ -66,9 +71,69 @@ def execute(path: Path) -> nbformat.NotebookNode:
         kernel_name="python3",
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(path.parent)}},
+        **({"km": forked_kernel(path.parent)} if forked else {}),
     )
     client.execute(env=kernel_environment())
     return book
+
+
+def forked_kernel(folder: Path):
+    """A manager, as nbclient knows them, of a kernel that was forked off this process.
+
+    Call it in a process with one thread, that is, before any client of a kernel was made.
+    """
+    from ipykernel.kernelapp import IPKernelApp
+    from jupyter_client.connect import write_connection_file
+    from jupyter_client.manager import AsyncKernelManager
+    from jupyter_client.provisioning import KernelProvisionerBase
+
+    file, _ = write_connection_file(str(Path(tempfile.mkdtemp()) / "kernel.json"))
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            os.chdir(folder)
+            os.environ.pop("MPLBACKEND", None)
+            os.environ |= kernel_environment()
+            sys.path.insert(0, "")
+            IPKernelApp.launch_instance(["-f", file, "--log-level=ERROR"])
+        finally:
+            os._exit(0)
+
+    class Forked(KernelProvisionerBase):
+        has_process = True
+
+        async def poll(self):
+            if self.has_process and os.waitpid(child, os.WNOHANG) != (0, 0):
+                self.has_process = False
+            return None if self.has_process else 0
+
+        async def wait(self):
+            if self.has_process:
+                os.waitpid(child, 0)
+                self.has_process = False
+            return 0
+
+        async def send_signal(self, signum):
+            if await self.poll() is None:
+                os.killpg(child, signum)
+
+        async def kill(self, restart=False):
+            await self.send_signal(signal.SIGKILL)
+
+        async def terminate(self, restart=False):
+            await self.send_signal(signal.SIGTERM)
+
+        async def launch_kernel(self, cmd, **kwargs):
+            return {}
+
+        async def cleanup(self, restart=False):
+            shutil.rmtree(Path(file).parent, ignore_errors=True)
+
+    manager = AsyncKernelManager(kernel_name="python3")
+    manager.load_connection_file(file)
+    manager.provisioner = Forked(parent=manager)
+    return manager
 
 
 def tidy(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -117,7 +182,7 @@ def store(book: nbformat.NotebookNode, path: Path) -> None:
     write(path, plain.encode())
 
 
-def run_each(paths: list[Path], keep: bool) -> int:
+def run_each(paths: list[Path], keep: bool = False, forked: bool = False) -> int:
     "Execute `paths` one after another and print their seconds; the number that failed"
     from nbclient.exceptions import CellExecutionError
 
@@ -125,7 +190,7 @@ def run_each(paths: list[Path], keep: bool) -> int:
     for path in paths:
         since = time.time()
         try:
-            book = execute(path)
+            book = execute(path, forked)
         except CellExecutionError as error:
             failed += 1
             plain = re.sub(r"\x1b\[[\d;]*m", "", str(error))
@@ -154,29 +219,29 @@ def run_here(path: Path) -> bool:
     return True
 
 
-def serve() -> None:
+def serve(kernel: bool) -> None:
     """Import the libraries once, then run each notebook named on standard input in a fork.
 
-    Answers each line with a line, the exit status. What a notebook prints goes to standard error.
+    In the fork itself, or in a Jupyter kernel, which imports spp itself. Answers each line with a
+    line, the exit status. What a notebook prints goes to standard error.
     """
-    os.environ |= {"MPLBACKEND": "Agg", "TQDM_DISABLE": "1"}
+    os.environ |= {"TQDM_DISABLE": "1"} | ({} if kernel else {"MPLBACKEND": "Agg"})
     sys.path.insert(0, str(ROOT))
-    import matplotlib.pyplot
-    import open_clip
-    import pandas
-    import timm
-    import transformers
-
-    import spp
-
-    del matplotlib, open_clip, pandas, timm, transformers, spp
+    for name in ("open_clip", "pandas", "sklearn.datasets", "timm", "transformers", "nbclient"):
+        import_module(name)
+    if not kernel:
+        import_module("matplotlib.pyplot")
+        import_module("spp")
     for line in sys.stdin:
+        path = Path(line.strip())
         child = os.fork()
         if child == 0:
             os.dup2(2, 1)
             ok = False
             try:
-                ok = run_here(Path(line.strip()))
+                ok = not run_each([path], forked=True) if kernel else run_here(path)
+            except Exception:
+                traceback.print_exc()
             finally:
                 sys.stdout.flush()
                 os._exit(0 if ok else 1)
@@ -272,7 +337,7 @@ def main(what: str = "help", *names: str) -> int:
     if what in ("run", "test"):
         return run_each(paths, keep=what == "run")
     if what == "serve":
-        serve()
+        serve(kernel="kernel" in names)
         return 0
     if what == "readme":
         for file, content in expected().items():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # what an editor reads; the table below is what runs
     from spp.cutting.cut import Cut, cut
     from spp.cutting.files import load, save
+    from spp.cutting.gguf import save_gguf
     from spp.cutting.latency import summary
     from spp.cutting.pretrained import save_pretrained
     from spp.judging.choosing import Comparison, Sizes, compare
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # what an editor reads; the table below is what runs
 _HOMES = {
     "spp.cutting.cut": ("Cut", "cut"),
     "spp.cutting.files": ("load", "save"),
+    "spp.cutting.gguf": ("save_gguf",),
     "spp.cutting.latency": ("summary",),
     "spp.cutting.pretrained": ("save_pretrained",),
     "spp.judging.choosing": ("Comparison", "Sizes", "compare"),
@@ -65,6 +67,7 @@ __all__ = [
     "mlp_pair",
     "repair",
     "save",
+    "save_gguf",
     "save_pretrained",
     "search",
     "summary",

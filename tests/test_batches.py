@@ -404,6 +404,63 @@ def test_seq2seq_counts_the_tokens_of_the_target():
     assert torch.equal(answer(model, x).seen, 1 - MASK)
 
 
+def test_multiple_choice():
+    "Ids of shape [batch, choices, tokens]: labels count, and what is written in padding does not"
+    still = dict(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model = bert("ForMultipleChoice", **still).eval()
+    n = 72
+    ids = torch.randint(1, WORDS, (n, 3, T), generator=torch.Generator().manual_seed(2))
+    mask = torch.ones_like(ids)
+    mask[:, 1, 3:] = 0
+    labels = torch.arange(n) % 3
+    whole = dict(input_ids=ids, attention_mask=mask, labels=labels)
+    other = whole | dict(input_ids=torch.where(mask.bool(), ids, (7 * ids + 1) % WORDS))
+    x, y = parts(whole, model)
+    a = answer(model, x)
+    assert (a.fits, a.seen, a.out.shape) == ("classes", None, (n, 3))
+    torch.testing.assert_close(fitted(a, y)(a.out, y), model(**whole).loss)
+
+    def small(batch):
+        data = [{k: v[i : i + 24] for k, v in batch.items()} for i in range(0, n, 24)]
+        path = spp.search(spp.balance(model, data, progress=False), data, steps=3, progress=False)
+        return path.cut(units=0.6, repair=data), data
+
+    (ours, data), (theirs, _) = small(whole), small(other)
+    assert ours.spp.path["repair"]["samples"] == n
+    for p, q in zip(ours.parameters(), theirs.parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-3, atol=1e-4)
+    hits = model(**{k: v for k, v in whole.items() if k != "labels"}).logits.argmax(1) == labels
+    assert accuracy(model, data) == hits.float().mean()
+    assert spp.finetune(ours, data, model, epochs=1, progress=False).loss.notna().all()
+
+
+def test_several_classes_and_values_are_measured(tmp_path):
+    "evaluate takes what fits the head; accuracy says what to write; a size is picked by f1"
+    from spp.judging.answers import f1, squared_error
+
+    model = model_of("multi-label").eval()
+    sets = [text(labels=(model(**text()).logits > 0).float())]
+    found = evaluate(model, sets)
+    assert (found["task"], found["n"], found["scores"]["F1"]) == ("multilabel", N, 1.0)
+    path = spp.search(model, sets, steps=3, progress=False)
+    for call in (lambda: accuracy(model, sets), lambda: path.pick(sets, progress=False)):
+        with pytest.raises(ValueError, match=r"several classes at once.*answers.f1\(model, data\)"):
+            call()
+    how = dict(drop=0.5, level=None, cuts=2, progress=False)
+    small = path.pick(lambda m: f1(m, sets), **how)
+    back = spp.load(spp.save(small, tmp_path / "picked"))
+    assert back.spp.path["pick"]["score"] == pytest.approx(f1(small, sets).mean().item())
+    model = model_of("regression").eval()
+    values = [text(labels=model(**text()).logits.squeeze(1) + 2)]
+    found = evaluate(model, values)
+    assert found["task"] == "regression"
+    assert found["scores"] == pytest.approx({"squared error": 4, "absolute error": 2}, rel=1e-5)
+    with pytest.raises(ValueError, match=r"answers.squared_error\(model, data\)"):
+        accuracy(model, values)
+    told = spp.compare(model, model, lambda m: -squared_error(m, values))
+    assert (told.drop, told.n) == (0, N)
+
+
 def test_as_many_classes_as_tokens_and_samples():
     "Logits [batch, classes] have no tokens, whatever their shape"
     model = bert("ForSequenceClassification", num_labels=T).eval()

@@ -11,16 +11,20 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from outputs import OUTPUTS, parts
+from families import FAMILIES
+from outputs import OUTPUTS, parts, repair_write, searched_folder
 from test_strangers import clip, folder, timm_build
 
 import spp
 from spp.core.formats import load_json, load_tensors, save_json, write_tensors
+from spp.cutting.cut import narrowed
 from spp.cutting.files import KIND as MODEL
 from spp.lab.records import RECORD
 from spp.llm.weight_paths import KIND as LLM_PATH
+from spp.method.kept_layers import KIND as REPAIR
 from spp.method.path import KIND as PATH
 from spp.method.resume import RUN
+from spp.models.pairs import find_pairs
 from spp.running.folder import KINDS
 from spp.running.report import read
 from spp.training.checkpoint import KIND as TRAINING
@@ -50,6 +54,7 @@ sys.addaudithook(_watch)
 def made():
     "Models and paths, before a file is read"
     parts()
+    searched_folder()
 
 
 @contextmanager
@@ -87,6 +92,16 @@ FIELDS = {
         "k": (MISSING, "x", None, [1]),
         "total": (MISSING, "x", None),
         "rows": (MISSING, 3, None),
+    },
+    ("repair", "", REPAIR): {
+        "info": (MISSING, 3, "x"),
+        "choices": (
+            MISSING,
+            3,
+            ["x"],
+            {"no such layer": {}},
+            {"blocks.0.mlp.fc2": {"target": "own"}},
+        ),
     },
     ("llm path", "", LLM_PATH): {
         "layers": (MISSING, 3, ["no such layer"], [[1]]),
@@ -161,6 +176,45 @@ def test_crafted_tensor_of_a_path(tmp_path, name):
     assert str(place) in refused(spp.SolutionPath.load, place)
     write_tensors(place, tensors | {"evil": torch.ones(3)}, PATH, told)
     assert str(place) in refused(spp.SolutionPath.load, place)
+
+
+def one_column(layers):
+    name = next(k for k in layers if k.startswith("weight."))
+    return {name: layers[name][:, :1].contiguous()}
+
+
+def one_row(layers):
+    name = next(k for k in layers if k.startswith("bias."))
+    return {name: layers[name][:1].contiguous()}
+
+
+@pytest.mark.parametrize("wrong", [one_column, one_row])
+def test_crafted_layers_of_a_repair(tmp_path, wrong):
+    "Of another shape, which torch would stretch without a word"
+    place = tmp_path / "sent"
+    repair_write(place)
+    tensors, told = load_tensors(place, REPAIR)
+    told.pop("kind", None)
+    write_tensors(place, tensors | wrong(tensors), REPAIR, told)
+    assert "but the layer has" in refused(repair_write, place)
+
+
+WIDER = {
+    "hidden": ("hf_bert", "mlp", dict(hidden=10_000)),
+    "heads": ("deit_tiny", "attn", dict(heads=64, head_dim=4)),
+    "head_dim": ("open_clip_mha", "attn", dict(heads=1, head_dim=1000)),
+    "queries that share a key": ("hf_llama", "self_attn", dict(heads=3, head_dim=4)),
+}
+
+
+@pytest.mark.parametrize("name", WIDER)
+def test_widths_that_the_layer_has_not(name):
+    "However the weights that come with them look"
+    family, layer, widths = WIDER[name]
+    model = FAMILIES[family]()[0]
+    site = next(p.site for p in find_pairs(model) if layer in p.site or "hidden" in widths)
+    with pytest.raises(ValueError, match=f"{site} say .*, but "):
+        narrowed(model, {site: widths})
 
 
 @pytest.mark.parametrize("name", ["model", "order.path", "family.json"])

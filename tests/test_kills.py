@@ -17,7 +17,7 @@ import pytest
 import torch
 from causal import CAUSAL, TEXT, words
 from families import randomised, small_vit
-from outputs import parts, values
+from outputs import cuts_write, parts, picked_write, searched_folder, values
 
 import spp
 from spp.core.files import recover
@@ -26,7 +26,7 @@ from spp.lab.demo import demo
 from spp.llm.running import KIND as LLM
 from spp.llm.running import run_llm
 from spp.running.recipes import RECIPES, Recipe
-from spp.running.runs import run
+from spp.running.runs import run, run_search
 from spp.training.family import joint, walk
 from spp.training.finetune import finetune
 
@@ -50,6 +50,19 @@ def repaired(out: Path) -> None:
     path, data = parts()["path"], parts()["batches"]
     how = dict(checkpoint=out / "repair.run", progress=False)
     spp.save(path.cut(params=0.6, align=1, repair=data, repair_options=how), out / "repaired")
+
+
+def cuts(out: Path) -> None:
+    cuts_write(out / "cuts")
+
+
+def picked(out: Path) -> None:
+    picked_write(out / "picked")
+
+
+def searched(out: Path) -> None:
+    RECIPES["tiny"] = Recipe("test_vit", 1, 1, 1, 4, 1e-3)
+    run_search("tiny", out=out / "run", smoke=True, progress=False, device="cpu")
 
 
 def walked(out: Path) -> None:
@@ -83,7 +96,7 @@ def saved(out: Path) -> None:
         spp.save(parts()["small" if k % 2 else "model"], out / "model")
 
 
-TASKS = [search, tune, repaired, walked, family, recipe, llm, shown, saved]
+TASKS = [search, tune, repaired, cuts, picked, searched, walked, family, recipe, llm, shown, saved]
 
 
 def child_of(task, after: float | None) -> bool:
@@ -132,6 +145,7 @@ def places(tmp_path):
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     parts()
+    searched_folder()
     return tmp_path / "whole", tmp_path / "killed"
 
 

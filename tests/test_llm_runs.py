@@ -157,6 +157,24 @@ def test_command_errors_in_a_new_process(stored, monkeypatch, args, text):
     fails(in_new_process, args, text)
 
 
+def test_a_column_of_the_text(stored, monkeypatch):
+    "`--field` says which column of a .jsonl is the text; without it the columns are named"
+    monkeypatch.chdir(stored)
+    rows = [json.dumps(dict(source="web", body=text)) for text in (TEXT[0], TEXT[2])]
+    (stored / "rows.jsonl").write_text("\n".join(rows))
+    args = ("llm", "llama_gqa", "--sparsity", 0.5, "--metric", "magnitude")
+    args += ("--calibration", "rows.jsonl", "--windows", 2, "--length", 16, "--out", "of_rows")
+    status, _, errors = in_process(*args)
+    assert status == 2
+    assert "which field is the text? There are source, body. Pass field= (--field)" in errors
+    status, _, errors = in_process(*args, "--field", "body", "--judge", "rows.jsonl")
+    assert status == 0, errors
+    record = json.loads((stored / "of_rows/llm.json").read_text())
+    ids = tokens([TEXT[0], TEXT[2]], AutoTokenizer.from_pretrained(stored / "llama_gqa"))
+    windows = -(-len(ids) // 16)  # nothing predicts the first token of each
+    assert record["pruned"]["tokens"] == len(ids) - windows
+
+
 def test_a_folder_of_something_else_stays(stored):
     (stored / "mine").mkdir()
     (stored / "mine/thesis.tex").touch()

@@ -7,10 +7,11 @@ import os
 import random
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 from families import small_vit
-from outputs import OUTPUTS, parts
+from outputs import OUTPUTS, parts, searched_folder
 from test_core_files import run_child
 
 from spp.core import files
@@ -19,11 +20,11 @@ from spp.lab.demo import demo
 from spp.llm.running import run_llm
 from spp.running.recipes import RECIPES, Recipe
 from spp.running.report import report
-from spp.running.runs import run
+from spp.running.runs import run, run_search
 from spp.training.finetune import finetune
 
 WHOLE = [name for name, output in OUTPUTS.items() if output.replaced]
-FOLDERS = ["model", "bytes", "stock", "family"]
+FOLDERS = ["model", "bytes", "stock", "family", "picked"]
 MUTATIONS = 1000
 
 
@@ -31,6 +32,7 @@ MUTATIONS = 1000
 def made():
     "Models and paths, before a test counts file operations"
     parts()
+    searched_folder()
 
 
 @pytest.fixture
@@ -98,8 +100,9 @@ def test_a_users_file_put_there_meanwhile_stays(written, tmp_path, monkeypatch, 
     assert OUTPUTS[name].read(tmp_path / "out.new") == OUTPUTS[name].read(tmp_path / "out")
 
 
-# What is finished is not written again; checkpoints under way are killed in test_kills
-WRITTEN_AGAIN = [name for name in WHOLE if name not in ("search", "training")]
+# What is finished is not written again; checkpoints under way, and what takes long before it
+# writes, are killed in test_kills
+WRITTEN_AGAIN = [name for name in WHOLE if name not in ("search", "training", "repair", "picked")]
 
 
 @pytest.mark.slow
@@ -135,7 +138,7 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
     }[how]
 
 
-@pytest.mark.parametrize("name", ["path", "llm path", "training"])
+@pytest.mark.parametrize("name", ["path", "llm path", "training", "repair"])
 def test_a_folder_where_a_file_is_read(tmp_path, name):
     "Not: that there is no such file"
     with pytest.raises(IsADirectoryError, match="is a folder: expected a .*, which is one file"):
@@ -143,7 +146,7 @@ def test_a_folder_where_a_file_is_read(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OUTPUTS)
+@pytest.mark.parametrize("name", [name for name, output in OUTPUTS.items() if output.checked])
 def test_damage_is_told(written, tmp_path, name):
     "Read as it was written, or an error that names the file and fits a paragraph"
     output = OUTPUTS[name]
@@ -228,11 +231,34 @@ def test_demo_and_llm_refuse_a_folder_with_a_users_file(tmp_path, monkeypatch, n
         "balanced/notes.txt",
     ],
 )
-def test_a_run_refuses_where_a_users_file_is_in_the_way(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("command", [run, run_search], ids=lambda f: f.__name__)
+def test_a_run_refuses_where_a_users_file_is_in_the_way(tmp_path, monkeypatch, name, command):
     monkeypatch.setattr(
         "spp.running.runs.dense_model", lambda *a, **kw: pytest.fail("work has begun")
     )
-    refuses_at_once(lambda out: run("deit_tiny", out=out, smoke=True), tmp_path, name)
+    refuses_at_once(lambda out: command("deit_tiny", out=out, smoke=True), tmp_path, name)
+
+
+@pytest.mark.parametrize(
+    "output, name",
+    [("cuts", "params_0.70/notes.txt"), ("cuts", "units_0.50/order.path"), ("picked", "a.json")],
+)
+def test_a_cut_refuses_where_a_users_file_is_in_the_way(tmp_path, monkeypatch, output, name):
+    "Before an image is read, for all sizes"
+    monkeypatch.setattr("spp.running.cuts.pictures", lambda *a: pytest.fail("work has begun"))
+    refuses_at_once(OUTPUTS[output].write, tmp_path / "out", name)
+    assert [x.relative_to(tmp_path) for x in tmp_path.rglob("*") if x.is_file()] == [
+        Path("out") / name
+    ]
+
+
+def test_a_cut_leaves_a_users_other_files(tmp_path):
+    "Beside the folders of the sizes"
+    (tmp_path / "notes.txt").write_text("mine")
+    for _ in range(2):
+        OUTPUTS["cuts"].write(tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert sorted(x.name for x in tmp_path.iterdir()) == ["notes.txt", "params_0.70", "units_0.50"]
 
 
 def test_a_run_leaves_a_users_other_files(tmp_path):

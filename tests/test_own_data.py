@@ -6,11 +6,14 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from command import inside, refused
+from command import MAIN, inside, python, refused
 from test_folders import drawn, vit
 
 from spp import load, save
 from spp.judging.caption_files import made_up
+from spp.judging.data import images
+from spp.judging.evaluate import accuracy
+from spp.judging.folders import classes_of, pictures
 from spp.running import dense
 from spp.running.dense import dense_model
 from spp.running.recipes import RECIPES, Recipe
@@ -79,6 +82,54 @@ def test_three_classes_one_search_and_other_sizes(tiny, tmp_path):
     assert done.returncode == 0, done.stderr
     assert pd.read_csv(out / "results.csv").asked.tolist() == [1.0, 0.6, 0.45]
     assert (out / "order.path").read_bytes() == searched
+
+
+@pytest.mark.slow
+def test_a_run_in_two_processes(tmp_path):
+    "`torchrun … spp run`: three classes, better than chance; then a new size without a new search"
+    drawn(tmp_path / "pictures", train=80, test=20)
+    (tmp_path / "command_line.py").write_text(MAIN)
+    two = (
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        2,
+        "command_line.py",
+        "run",
+    )
+    how = ("deit_tiny", "--data", "pictures", "--weights", "none", "--epochs", 1)
+    how += ("--image-size", 32, "--params", 0.5, "--calibration", 32, "--workers", 0, "--quiet")
+    done = python(*two, *how, cwd=tmp_path, env=dict(OMP_NUM_THREADS="1"))
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "runs/deit_tiny"
+    member = load(out / "params_0.50")
+    assert (member.num_classes, member.spp.got["params"] <= 0.5) == (3, True)
+    table = pd.read_csv(out / "results.csv")
+    assert table.asked.tolist() == [1.0, 0.5]
+    held_out = images(tmp_path / "pictures", member, False, 20, workers=0)
+    assert accuracy(member, held_out) == pytest.approx(table.score[1])
+    assert table.score[1] > 0.4  # chance is a third
+    searched = (out / "order.path").read_bytes()
+    how = ("--params", 0.3, "--repair", "pictures", "--calibration", 16, "--workers", 0)
+    done = inside("cut", out, *how, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert load(out / "cuts/params_0.30").num_classes == 3
+    assert (out / "order.path").read_bytes() == searched
+
+
+def test_class_folders_that_nobody_divided(tmp_path, monkeypatch):
+    "Refused with the line that divides them, which does"
+    drawn(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "pictures")
+    done = inside("run", "deit_tiny", "--data", "pictures", "--weights", "none", cwd=tmp_path)
+    line = "from spp.judging.folders import divide; divide('pictures', 'pictures_divided')"
+    refused(done, "3 classes (cat, dog, owl) that are not divided", line)
+    monkeypatch.chdir(tmp_path)
+    exec(line, {})
+    assert classes_of(tmp_path / "pictures_divided") == ["cat", "dog", "owl"]
+    held = pictures(tmp_path / "pictures_divided", False)
+    assert [y for _, y in held.samples] == [0, 0, 1, 1, 2, 2]
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch, tmp_path):

@@ -4,18 +4,23 @@ import inspect
 import warnings
 
 import accelerate
+import numpy as np
 import open_clip
 import pytest
 import timm
 import tokenizers
 import torch
 import transformers as hf
+from PIL import Image
+from test_folders import drawn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import spp
+from spp.judging.data import images
 from spp.judging.evaluate import accuracy
+from spp.judging.folders import classes_of
 
 TEXT = "the quick brown fox jumps over a lazy dog and says hello to every animal"
 WORDS = TEXT.split()
@@ -305,6 +310,69 @@ def test_lightning(tmp_path, monkeypatch):
         assert torch.equal(back(x), small.eval()(x))
 
 
+# --- timm's ImageFolder, and a folder of CIFAR's form -------------------------------------------
+
+
+TINY = dict(img_size=32, patch_size=8, embed_dim=48, depth=2, num_heads=3)
+
+
+def with_timm(root, folder):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **TINY)
+    data = timm.data.create_dataset("", root, split="train", is_training=True)
+    loader = timm.data.create_loader(
+        data, (3, 32, 32), 8, is_training=True, no_aug=True, use_prefetcher=False, num_workers=0
+    )
+    spp.finetune(model, loader, epochs=6, lr=2e-3)
+    path = spp.search(model, loader, steps=12)
+    small = path.cut(params=0.6, repair=loader)
+    spp.finetune(small, loader, teacher=model, epochs=2)
+    spp.save(small, folder)
+    return model, small
+
+
+@pytest.mark.slow
+def test_with_timm(tmp_path):
+    "timm's own data set and loader; the cut learns what the model knows"
+    torch.manual_seed(0)
+    drawn(tmp_path, train=24)
+    model, small = with_timm(str(tmp_path), tmp_path / "small")
+    held_out = images(tmp_path, model, False, 8, workers=0)
+    assert small.spp.got["params"] <= 0.6
+    assert accuracy(spp.load(tmp_path / "small"), held_out) > 0.5
+
+
+def cifar(root):
+    classes = classes_of(root)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=len(classes), **TINY)
+    train = images(root, model, plain=True, batch_size=16, workers=0)
+    held_out = images(root, model, False, workers=0)
+    spp.finetune(model, train, epochs=6, lr=2e-3)
+    path = spp.search(model, train, steps=12)
+    small = path.cut(macs=0.5, repair=train)
+    spp.finetune(small, train, teacher=model, epochs=2)
+    print(spp.compare(small, model, held_out))
+    return model, small, held_out
+
+
+@pytest.mark.slow
+def test_cifar(tmp_path, capsys):
+    "train/ and test/ with PNGs of 32 pixels in a folder per class, numbered in any order"
+    names = ["airplane", "bird", "cat", "ship"]
+    for split, n in (("train", 20), ("test", 10)):
+        for k, name in enumerate(names):
+            (tmp_path / split / name).mkdir(parents=True)
+            noise = np.random.default_rng(k)
+            for i in range(n):
+                pixels = noise.integers(0, 60, (32, 32, 3)) + 60 * k
+                file = tmp_path / split / name / f"{i}_{name}.png"
+                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file)
+    torch.manual_seed(0)
+    _, small, held_out = cifar(tmp_path)
+    assert small.spp.got["macs"] <= 0.5
+    assert accuracy(small, held_out) > 0.5
+    assert "on 40 samples" in capsys.readouterr().out
+
+
 # --- how long ---------------------------------------------------------------------------------
 
 PERSONAS = [
@@ -314,6 +382,8 @@ PERSONAS = [
     own_module,
     with_accelerate,
     with_lightning,
+    with_timm,
+    cifar,
 ]
 
 

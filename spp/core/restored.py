@@ -71,7 +71,7 @@ class _Parameter:
 
     def put_back(self) -> None:
         p = self.parameter
-        if p.device != self.data.device:
+        if (p.device, p.dtype) != (self.data.device, self.data.dtype):
             p.grad = None
             self.data.copy_(p.data)
             p.data = self.data
@@ -99,8 +99,8 @@ def restored(
 ) -> Iterator[None]:  # for `with`
     """Whatever the block does to the state of `models` is undone, also after an error or Ctrl-C.
 
-    That is: modes, hooks and instances' `forward` of every submodule, `requires_grad`, gradients
-    and devices. The values of parameters and buffers stay as the block leaves them.
+    That is: modes, hooks and instances' `forward` of every submodule, `requires_grad`, gradients,
+    devices, and the types of parameters. Values stay as the block leaves them.
     """
     given = [model for model in models if model is not None]
     modules = {id(m): m for model in given for m in model.modules()}

@@ -53,7 +53,7 @@ def paired(
         return -math.inf, math.inf
     from scipy.stats import t
 
-    half = t.ppf((1 + level) / 2, n - 1) * lost.std().item() / math.sqrt(n)
+    half = float(t.ppf((1 + level) / 2, n - 1)) * lost.std().item() / math.sqrt(n)
     return lost.mean().item() - half, lost.mean().item() + half
 
 # %% ../../nbs/judging/06_choosing.ipynb #6c0d2a0f
@@ -245,6 +245,7 @@ def curve(
     level: float = 0.95,  # of the intervals
     align: int = 8,  # as for `cut`
     uniform: bool = False,  # as for `cut`
+    heads: str | None = None,  # as for `cut`
     repair_options: dict[str, Any] | None = None,  # as for `cut`
     progress: bool = True,  # show a bar
     **budget: Iterable[float],  # `params=`, or `macs=`, `units=`, `latency=`: sizes
@@ -259,7 +260,8 @@ def curve(
     check_number(level, "level", "(0, 1)")
     judge = Judge(evaluate, attached(self).model)
     repair = list(repair) if isinstance(repair, Iterator) else repair
-    how = dict(align=align, uniform=uniform, repair=repair, repair_options=repair_options)
+    way = dict(align=align, uniform=uniform, heads=self.heads if heads is None else heads)
+    how = way | dict(repair=repair, repair_options=repair_options)
     batch = self.batch if batch is None else batch
     rows = []
     for asked in progress_bar(sizes, "sizes", progress):
@@ -308,8 +310,8 @@ class Try:
 class _Bisection:
     "Cuts that halve the range of sizes until it is narrow"
 
-    def __init__(self, path: SolutionPath, by: str, align: int, uniform: bool):
-        steps = Steps(path.score, path.pairs, path.costs, align=align, uniform=uniform)
+    def __init__(self, path: SolutionPath, by: str, way: dict):
+        steps = Steps(path.score, path.pairs, path.costs, **way)
         self.low = steps.least[by] / path.costs.dense[by]
         self.high = 1.0
         self.tried: list[Try] = []
@@ -367,6 +369,7 @@ def pick(
     cuts: int = 7,  # sizes to look at
     align: int = 8,  # as for `cut`
     uniform: bool = False,  # as for `cut`
+    heads: str | None = None,  # as for `cut`
     repair_options: dict[str, Any] | None = None,  # as for `cut`
     progress: bool = True,  # show a bar
 ) -> nn.Module:  # as from `cut`; what was tried is in `.spp.path["pick"]`
@@ -386,12 +389,13 @@ def pick(
     judge = Judge(evaluate, self.model)
     _enough(judge.dense, drop, level)
     repair = list(repair) if isinstance(repair, Iterator) else repair
-    how = dict(align=align, uniform=uniform, repair=repair, repair_options=repair_options)
-    range_ = _Bisection(self, by, align, uniform)
+    way = dict(align=align, uniform=uniform, heads=self.heads if heads is None else heads)
+    how = way | dict(repair=repair, repair_options=repair_options)
+    range_ = _Bisection(self, by, way)
     best = None
     for _ in progress_bar(range(cuts), "sizes", progress):
         asked = range_.middle()
-        key = self.mask(align=align, uniform=uniform, **{by: asked}).numpy().tobytes()
+        key = self.mask(**way, **{by: asked}).numpy().tobytes()
         if key not in range_.seen:
             small = self.cut(**how, **{by: asked})
             scores = judge(small)

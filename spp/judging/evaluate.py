@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from spp.core.checks import (
     said,
 )
 from ..core.restored import evaluating
+from .answers import told
 from .retrieval import embed, normal_quantile, recall, wilson
 from ..method.objective import answer
 from ..models.batches import call, once, opened
@@ -41,9 +43,12 @@ from ..models.batches import call, once, opened
 _OTHERS = {
     "none": "has no head, it answers with features: evaluate(task='knn') or 'probe' read those,"
     " and 'fidelity' compares them with the dense model's",
-    "each": "answers with several classes at once, so its largest logit says little: pass a"
-    " measure of your own, e.g. of torchmetrics, where evaluate= is taken",
-    "values": "answers with values, not with classes: measure their error, e.g. by torchmetrics",
+    "each": "answers with several classes at once, so its largest logit says little:"
+    " spp.evaluate(model, data) scores all of them; to choose a size pass"
+    " lambda model: spp.judging.answers.f1(model, data)",
+    "values": "answers with values, not with classes: spp.evaluate(model, data) measures their"
+    " error; to choose a size pass"
+    " lambda model: -spp.judging.answers.squared_error(model, data)",
     "next": "is a language model: use spp.llm.perplexity",
     "pairs": "is a CLIP: evaluate(task='retrieval')",
 }
@@ -67,6 +72,12 @@ def _judged(model: nn.Module, x: Any, labels: Any) -> tuple[Tensor, Tensor]:
         out, labels = out[labels != -100], labels[labels != -100]
     if out.dim() != 2:
         raise ValueError(f"classification needs logits of shape [batch, classes]; got {said(out)}")
+    if isinstance(labels, Tensor) and labels.shape == out.shape:
+        raise ValueError(
+            f"labels are {said(labels)}, a number for each output, and classification needs a"
+            " class number for each sample: write spp.evaluate(model, data, 'multilabel') or"
+            " 'regression', or labels.argmax(1)"
+        )
     check_labels(labels, out)
     check_finite(out, f"outputs of {type(model).__name__}", ruled_out=True)
     return out, labels.to(out.device)
@@ -272,9 +283,9 @@ def _best(logits: Tensor) -> Tensor:  # shape [batch, 5] or [batch, 1]
     return logits.topk(5 if logits.shape[1] >= 5 else 1).indices.cpu()
 
 
-def _classified(model: nn.Module, data: Iterable, level: float) -> tuple[int, dict[str, tuple]]:
+def _classified(model: nn.Module, batches: Iterable, level: float) -> tuple[int, dict[str, tuple]]:
     hits = []
-    for x, labels in once(data, model):
+    for x, labels in batches:
         logits, labels = _judged(model, x, labels)
         hits.append(_best(logits) == labels.cpu()[:, None])
     hit = torch.cat(hits)
@@ -282,6 +293,27 @@ def _classified(model: nn.Module, data: Iterable, level: float) -> tuple[int, di
     if hit.shape[1] == 5:
         named["top-5"] = hit.any(1)
     return _shares(named, level)
+
+
+def _by_head(
+    task: str | None, model: nn.Module, data: Iterable, level: float
+) -> tuple[str, int, dict[str, tuple]]:  # task, samples, scores
+    "Scores that fit the model's head: `task`, or None for what the answer to the first batch says"
+    batches = once(data, model)
+    if task is None:
+        first = next(batches)
+        fits = answer(model, first[0]).fits
+        task = {"each": "multilabel", "values": "regression"}.get(fits, "classification")
+        batches = chain([first], batches)
+    if task == "classification":
+        return task, *_classified(model, batches, level)
+    scores = told(model, batches, task)
+    n = len(next(iter(scores.values())))
+    if task == "regression":
+        return task, n, {name: _mean(x, level) for name, x in scores.items()}
+    exact = scores.pop("all right")
+    means = {name: _mean(x, level) for name, x in scores.items()}
+    return task, n, means | _shares({"all right": exact}, level)[1]
 
 
 def _retrieved(model: nn.Module, data: Iterable, level: float) -> tuple[dict, dict[str, tuple]]:
@@ -314,12 +346,13 @@ def _learned(
     return _shares({task: predicted == _labels(labels, task)}, level)
 
 # %% ../../nbs/judging/01_evaluate.ipynb #351f947f
-TASKS = ("classification", "retrieval", "fidelity", "knn", "probe")
+TASKS = ("classification", "multilabel", "regression", "retrieval", "fidelity", "knn", "probe")
 
 
-def _check_task(task: str, dense: nn.Module | None, train: Iterable | None) -> None:
+def _check_task(task: str | None, dense: nn.Module | None, train: Iterable | None) -> None:
     "`ValueError` for an unknown task, or one that lacks what it compares with or learns from"
-    check_choice(task, "task", TASKS)
+    if task is not None:
+        check_choice(task, "task", TASKS)
     if task == "fidelity" and dense is None:
         raise ValueError("fidelity compares with another model and there is none: pass dense=")
     if task in ("knn", "probe") and train is None:
@@ -333,7 +366,7 @@ def _check_task(task: str, dense: nn.Module | None, train: Iterable | None) -> N
 def evaluate(
     model: nn.Module,  # any model that the task can read, see the table above
     data: Iterable,  # batches of (inputs, labels); for retrieval dicts of image, text, owner
-    task: str = "classification",  # one of `TASKS`
+    task: str | None = None,  # one of `TASKS`; None: the one of the first three that fits the head
     *,
     dense: nn.Module | None = None,  # for fidelity: the model to compare with
     train: Iterable | None = None,  # for knn and probe: batches of (inputs, labels)
@@ -359,8 +392,8 @@ def evaluate(
     check_number(level, "level", "(0, 1)")
     seen = Hashed(data)
     with evaluating(model, dense):
-        if task == "classification":
-            n, scores = _classified(model, seen, level)
+        if task in (None, *TASKS[:3]):
+            task, n, scores = _by_head(task, model, seen, level)
         elif task == "retrieval":
             n, scores = _retrieved(model, seen, level)
         elif task == "fidelity":

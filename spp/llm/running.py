@@ -294,6 +294,7 @@ def run_llm(
     length: int | None = None,  # tokens in each; None: 2048, or as many as the model takes
     seed: int = 0,  # of the choice of windows, and of the search
     judge: str | os.PathLike | None = None,  # text for the perplexity; None: none is measured
+    field: str | None = None,  # of both texts, where they are .jsonl or .parquet; see `texts`
     tasks: tuple[str | dict, ...] = (),  # zero-shot tasks before and after, see `zero_shot`
     steps: int = 60,  # of the search of units
     uniform: bool = False,  # with `params`: equal widths in all layers, for `from_pretrained`
@@ -311,8 +312,9 @@ def run_llm(
     _check_call(metric, steps, seed, device, dtype, dict(repair=repair, uniform=uniform))
     out = check_output(out, KIND, folder=True)
     tokenizer, net = _loaded(request, dtype)
-    ids = windows(request.calibration, tokenizer, request.windows, request.length, seed)
-    text = None if request.judge is None else tokens(request.judge, tokenizer, "test")
+    n, length = request.windows, request.length
+    ids = windows(request.calibration, tokenizer, n, length, seed, field=field)
+    text = None if request.judge is None else tokens(request.judge, tokenizer, "test", field)
     judged = _Judge(tokenizer, text, request.length, tasks, device)
     record = dict(
         model=request.model,

@@ -81,7 +81,9 @@ def _field_of(row: Any, field: str | None, where: str) -> str:
         field = "text" if "text" in names else told[0] if len(told) == 1 else None
     if field not in names:
         known = ", ".join(names) or "no fields"
-        raise ValueError(f"{where}: which field is the text? There are {known}. Pass field=.")
+        raise ValueError(
+            f"{where}: which field is the text? There are {known}. Pass field= (--field)."
+        )
     return field
 
 
@@ -169,9 +171,10 @@ def tokens(
     source: str | os.PathLike | list[str],  # see `texts`
     tokenizer: Callable,  # of transformers
     split: str = "train",  # of a data set
+    field: str | None = None,  # of the rows of a file, as for `texts`
 ) -> Tensor:  # token ids, shape [tokens]
     "All of `source` as one stream of tokens, with an empty line between articles."
-    return torch.tensor(tokenizer("\n\n".join(texts(source, split)))["input_ids"])
+    return torch.tensor(tokenizer("\n\n".join(texts(source, split, field)))["input_ids"])
 
 # %% ../../nbs/llm/00_text.ipynb #583f3b17
 def _from_articles(
@@ -218,6 +221,7 @@ def windows(
     length: int = 2048,  # tokens in each window
     seed: int = 0,  # of the choice
     split: str = "train",  # of a data set
+    field: str | None = None,  # of the rows of a file, as for `texts`
 ) -> Tensor:  # token ids, shape [n, length]
     """`n` windows of text, each at a random place.
 
@@ -228,7 +232,7 @@ def windows(
     check_whole(n, "n")
     check_whole(length, "length")
     check_seed(seed)
-    articles = texts(source, split)
+    articles = texts(source, split, field)
     choose = random.Random(seed)
     found = _from_articles(articles, tokenizer, n, length, choose)
     return torch.tensor(found or _from_stream(articles, tokenizer, n, length, choose))

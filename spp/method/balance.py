@@ -102,8 +102,10 @@ class _Watch:
 
     def rows(self, x: Tensor) -> Tensor:
         "The tokens of `x` that count, shape [rows, …]."
-        if self.mask is not None and x.shape[:-1] == self.mask.shape:
-            return x[self.mask.bool()]
+        if self.mask is not None and self.mask.dim() > 1:
+            mask = self.mask.flatten(0, -2)  # a row for each text, also of multiple choice
+            if x.shape[:-1] == mask.shape:
+                return x[mask.bool()]
         return x.flatten(0, -2)
 
     def add(self, i: int, args: tuple, kwargs: dict) -> None:

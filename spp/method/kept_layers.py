@@ -18,7 +18,7 @@ from torch import distributed as dist
 from ..core.files import check_output, place, recover, save_tensors
 from ..core.formats import load_tensors, understood
 from ..core.identity import check_same, digest_of, random_states, set_random_states
-from .least_squares import Choice, Fit
+from .least_squares import Choice, Fit, Layer
 from .objective import ranks
 
 # %% ../../nbs/method/09_kept_layers.ipynb #8d4f0e08
@@ -43,6 +43,14 @@ def _states(data: Iterable) -> dict[str, Tensor]:
 
 # %% ../../nbs/method/09_kept_layers.ipynb #8d4f0e10
 KIND = "a repair under way"
+
+
+def _choice(told: dict) -> Choice:
+    "How a layer's fit was chosen, as a file tells it"
+    types = dict(target=str, ridge=float, before=float, after=float, tokens=int)
+    if {name: type(value) for name, value in told.items()} != types:
+        raise ValueError(f"choices: expected the fields {', '.join(types)}, found {told!r:.120}")
+    return Choice(**told)
 
 
 @dataclass
@@ -74,9 +82,9 @@ class KeptLayers:
         tensors, header = load_tensors(file, KIND)
         with understood(file, KIND):
             kept = cls(file, info=dict(header["info"]))
-            for name, choice in header["choices"].items():
+            for name, told in header["choices"].items():
                 kept.fits[name] = Fit(tensors[f"weight.{name}"], tensors.get(f"bias.{name}"))
-                kept.choices[name] = Choice(**choice)
+                kept.choices[name] = _choice(told)
             kept.random = {k: x for k, x in tensors.items() if k.startswith("random.")}
             start = f"random.{ranks()[0]}."
             own = {k.removeprefix(start): x for k, x in kept.random.items() if k.startswith(start)}
@@ -99,6 +107,22 @@ class KeptLayers:
         if self.info:
             check_same(self.file, "repair", self.info, info)
         self.info = info
+
+    def fit_of(
+        self,
+        name: str,  # of a layer that is done
+        layer: Layer,  # the same, as the model has it
+    ) -> Fit:  # its new map
+        "What was fitted; raises `ValueError` if a file holds a map of another shape."
+        fit = self.fits[name]
+        rows, kept = len(layer.weight), int(layer.keep.sum())
+        wanted = [(rows, kept), None if layer.bias is None else (rows,)]
+        found = [tuple(fit.weight.shape), None if fit.bias is None else tuple(fit.bias.shape)]
+        if found != wanted:
+            raise ValueError(
+                f"{self.file} holds a map of {name} of shapes {found}, but the layer has {wanted}"
+            )
+        return fit
 
     def add(
         self,

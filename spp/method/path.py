@@ -113,6 +113,11 @@ class SolutionPath:
         return self.v if self.entered is None else entry_score(self.v, self.entered)
 
     @property
+    def heads(self) -> str:  # "dimensions" or "whole"
+        "How attention was searched, and is cut unless `cut` is told otherwise."
+        return self.info.get("heads", "dimensions")
+
+    @property
     def order(self) -> Tensor:  # shape [n]
         "The indices of the units in the order of entry."
         return self.score.argsort(descending=True, stable=True)
@@ -300,10 +305,8 @@ def _part_target(
     return target
 
 
-def _by_part(
-    path: SolutionPath, align: int, uniform: bool, budget: dict[str, dict[str, float]]
-) -> Tensor:
-    "The units that stay if each part meets its own budget; bool, shape [n]."
+def _by_part(path: SolutionPath, how: dict, budget: dict[str, dict[str, float]]) -> Tensor:
+    "The units that stay if each part meets its own budget, solved as `how` says; bool, shape [n]."
     names = _part_names(budget)
     keep = torch.ones(path.n, dtype=torch.bool)
     units_of = torch.arange(path.n).split([p.n for p in path.pairs])
@@ -314,9 +317,7 @@ def _by_part(
         costs = _part_costs(path.costs, at, len(units))
         target = _part_target(path, name, budget)
         try:
-            keep[units] = solve(
-                path.score[units], pairs, costs, align=align, uniform=uniform, **target
-            )
+            keep[units] = solve(path.score[units], pairs, costs, **how, **target)
         except ValueError as e:
             raise ValueError(f"in {name!r}, with the rest of the model whole: {e}") from None
     return keep
@@ -350,6 +351,7 @@ def mask(
     *unnamed: float,  # none: budgets have names, e.g. params=0.5
     align: int = 8,  # widths are multiples of it; less in narrow heads
     uniform: bool = False,  # equal widths in all layers, see below
+    heads: str | None = None,  # "dimensions" or "whole", see below; None: as they were searched
     **budget: float | dict[str, float],  # `params=`, `macs=`, `units=`, `latency=`, see below
 ) -> Tensor:  # bool, shape [n]; true for units that stay
     """The units of the largest model within the budget.
@@ -359,7 +361,8 @@ def mask(
     of named modules; the rest of the model stays whole.
 
     With `uniform=True`, stock classes of the model's library can load what `save_pretrained`
-    writes, where they can express the widths.
+    writes, where they can express the widths. With `heads="whole"` attention loses whole heads,
+    or groups of heads that share keys and values; each counts by the mean over its units.
 
     Raises `ValueError` for a budget that cannot be met.
     """
@@ -369,12 +372,13 @@ def mask(
     if is_amount(budget.get("latency")) and "latency" not in attached(self).costs.dense:
         self.measure()
     order = (self.score, self.pairs, attached(self).costs)
-    how = dict(align=align, uniform=uniform)
+    how = dict(align=align, uniform=uniform, heads=self.heads if heads is None else heads)
     if any(isinstance(b, Mapping) for b in budget.values()):
-        return _by_part(self, align, uniform, budget)
-    if budget and (align, uniform) not in self._steps:
-        self._steps[align, uniform] = Steps(*order, **how)
-    return solve(*order, **how, steps=self._steps.get((align, uniform)), **budget)
+        return _by_part(self, how, budget)
+    key = tuple(how.values())
+    if budget and key not in self._steps:
+        self._steps[key] = Steps(*order, **how)
+    return solve(*order, **how, steps=self._steps.get(key), **budget)
 
 # %% ../../nbs/method/03_path.ipynb #d4c89b10
 @patch
@@ -383,6 +387,7 @@ def cut(
     *unnamed: float,  # none: budgets have names, e.g. params=0.5
     align: int = 8,  # as in `mask`
     uniform: bool = False,  # as in `mask`
+    heads: str | None = None,  # as in `mask`
     repair: Iterable
     | None = None,  # batches, or windows of token ids, to repair on; None: no repair
     repair_options: dict[str, Any] | None = None,  # arguments of `spp.repair`, e.g. dict(read=…)
@@ -394,7 +399,7 @@ def cut(
 
     Raises `ValueError` as `mask` does, and what `spp.repair` raises.
     """
-    mask = self.mask(*unnamed, align=align, uniform=uniform, **budget)
+    mask = self.mask(*unnamed, align=align, uniform=uniform, heads=heads, **budget)
     if repair is None:
         small = cut_model(self.model, self.pairs, mask)
     else:
@@ -404,7 +409,7 @@ def cut(
     small.spp.got = {k: got[k] / self.costs.dense[k] for k in got}
     if "latency" in budget:
         small.spp.got["latency, measured"] = relative_latency([small], self.model, self.batch)[0]
-    known = ("method", "steps", "seed", "settings")
+    known = ("method", "steps", "seed", "heads", "settings")
     small.spp.path |= {k: self.info[k] for k in known if k in self.info}
     return small
 

@@ -366,7 +366,7 @@ def _repair_layers(
         if reader.name in kept.fits:
             if omega and kept.choices[reader.name].tokens:
                 pass_through(nets, reader)
-            nets.replace(reader, kept.fits[reader.name])
+            nets.replace(reader, kept.fit_of(reader.name, nets.layer(reader)))
         else:
             choice = _fit(nets, reader, omega)
             weight, bias = nets.fits[reader.name]

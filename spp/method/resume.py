@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ..core.files import check_output, place, save_tensors
+from ..core.files import check_output, place, recover, save_tensors
 from ..core.formats import load_tensors, understood
 from ..core.identity import check_same, set_random_states
 from ..core.identity import random_states as states_by_name
@@ -163,6 +163,7 @@ class Run:
         if not checkpoint:
             return None
         file = place(checkpoint)
+        recover(file)
         if file.exists():
             return cls.load(file, info, device)
         check_output(file, RUN)

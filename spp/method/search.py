@@ -34,6 +34,7 @@ from spp.core.checks import (
 )
 from ..core.identity import digest_of, identity, of_data, of_model
 from ..core.restored import on_interrupt, what_is_kept
+from ..cutting.budget import HEADS
 from ..cutting.cut import name_of
 from spp.method.inclusion import (
     Split,
@@ -246,7 +247,8 @@ def _fisher_of_output(problem: Problem, batches: Iterable, generator: torch.Gene
         if problem.read is None:
             raise
         whole = problem
-    return fisher(whole, chain([first], batches), generator).float()
+    found = fisher(whole, chain([first], batches), generator).float()
+    return found * problem.gates.together.to(found)
 
 # %% ../../nbs/method/02_search.ipynb #2c84e5f0
 def _name(function: Callable) -> str:
@@ -265,8 +267,8 @@ def _precision(device: torch.device, amp: torch.dtype | str | None) -> torch.dty
 def _description(
     model: nn.Module, pairs: list[Pair], how: Clock | Plain, steps: int, seed: int, *asked
 ) -> dict:
-    "All that a search depends on, for `info`; `asked` are the method's name, loss, read and amp."
-    method, loss, read, amp = asked
+    "All that a search depends on, for `info`; `asked`: the method's name, loss, read, amp, heads."
+    method, loss, read, amp, heads = asked
     return dict(
         model=name_of(model),
         **of_weights(model),
@@ -274,6 +276,7 @@ def _description(
         method=method,
         steps=steps,
         seed=seed,
+        heads=heads,
         settings=asdict(how),
         loss="label-free" if loss is None else _name(loss),
         read="everything" if read is None else _name(read),
@@ -336,8 +339,9 @@ def _take_steps(
 def _check_call(
     model: nn.Module, data: Iterable, loss: Callable | None, steps: int | str, *others
 ) -> None:
-    "Raise an error for arguments of `search` that cannot be; `others` are read, seed, amp, file."
-    read, seed, amp, checkpoint = others
+    "Raise an error for arguments of `search` that cannot be; `others` are those after."
+    read, seed, amp, checkpoint, heads = others
+    check_choice(heads, "heads", HEADS)
     has_values(unwrapped(model))
     check_gradients(model)
     check_data(data)
@@ -411,6 +415,7 @@ def search(
     read: Callable[[Any, Any], Tensor]
     | None = None,  # (what the model returned, inputs) → features that matter, see `answer`
     pairs: list[Pair] | None = None,  # what to prune; None: everything that `find_pairs` finds
+    heads: str = "dimensions",  # "whole": a head is one unit, keys and values with their readers
     method: str = "clock",  # or "plain", the paper's iteration
     seed: int = 0,  # of what the search itself draws; the loader orders the data
     amp: torch.dtype | str | None = "auto",  # type to run the model in; None: that of its weights
@@ -424,18 +429,18 @@ def search(
     `amp="auto"` means bfloat16 on GPUs that have it. Raises `SearchStopped` if the loss is not
     finite; the path of the steps before is in its `path`.
     """
-    _check_call(model, data, loss, steps, read, seed, amp, checkpoint)
+    _check_call(model, data, loss, steps, read, seed, amp, checkpoint, heads)
     how = _settings(method, settings)
     if steps == "auto":
         given = dict(read=read, pairs=pairs, method=method, seed=seed, amp=amp, data_id=data_id)
-        given["progress"] = progress
+        given |= dict(progress=progress, heads=heads)
         return _until_settled(model, data, loss, checkpoint, **given, **settings)
     pairs = find_pairs(model) if pairs is None else pairs
     check_pairs(model, pairs)
     pairs, steps = list(pairs), int(steps)
     device = next(model.parameters()).device
     amp = _precision(device, amp)
-    info = _description(model, pairs, how, steps, seed, method, loss, read, amp)
+    info = _description(model, pairs, how, steps, seed, method, loss, read, amp, heads)
     told, data = _depends(info, model, pairs, (loss, read), data, data_id, checkpoint)
     run = Run.resumed(checkpoint, told, device)
 
@@ -448,7 +453,10 @@ def search(
         if checkpoint and rank == 0 and (run.k % KEEP_EVERY == 0 or run.k == steps):
             run.save(checkpoint, told)
 
-    with on_interrupt(lambda: _interrupted(run, steps, checkpoint)), gated(model, pairs) as gates:
+    with (
+        on_interrupt(lambda: _interrupted(run, steps, checkpoint)),
+        gated(model, pairs, whole=heads == "whole") as gates,
+    ):
         problem = Problem(model, gates, loss, read, amp)
         if run is None:
             run = _begin(problem, how, islice(batches, looks), steps, seed, random)

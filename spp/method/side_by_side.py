@@ -472,7 +472,8 @@ def counted(
         end = text.argmax(1, keepdim=True)
         masks.append(torch.arange(text.shape[1], device=text.device) <= end)
     for mask in masks:
-        if isinstance(mask, Tensor) and mask.dim() == 2:
+        if isinstance(mask, Tensor) and mask.dim() in (2, 3):
+            mask = mask.flatten(0, -2)  # of multiple choice: a row for each choice of each sample
             # some layers have the tokens first, OPT's MLPs one row for all samples
             for turned in (mask, mask.T, mask.flatten()):
                 if turned.shape == shape:

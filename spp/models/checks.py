@@ -12,11 +12,19 @@ from importlib import import_module
 from types import FunctionType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from ..core.checks import check_model, said
-from .pairs import ADAPTERS, Pair, find_pairs, mlp_pair, unwrapped
+from spp.models.pairs import (
+    ADAPTERS,
+    Pair,
+    an_adapter,
+    find_pairs,
+    mlp_pair,
+    not_plain,
+    unwrapped,
+)
 
 # %% ../../nbs/models/00_checks.ipynb #c18b0007
 def _hooks(module: nn.Module) -> list[Any]:
@@ -58,13 +66,7 @@ def computed(
         )
     if masked := _of_torch(module, at):
         return masked
-    for which, p in module.named_parameters(recurse=False):
-        if type(p.data) is not Tensor:
-            return (
-                f"holds `{which}` as a {type(p.data).__name__}, not as plain numbers: cut or prune"
-                " first, then quantize the result"
-            )
-    return ""
+    return not_plain(module)
 
 
 def hung(
@@ -73,11 +75,8 @@ def hung(
 ) -> str:  # what hangs on it and how to take it off, in words; "" if nothing does
     "What somebody hung on `module` that its class does not know."
     at = f"model.get_submodule({name!r})" if name else "model"
-    if type(module).__module__.split(".")[0] == "peft":
-        return (
-            f"is an adapter of peft ({type(module).__name__}). Merge the adapters first:"
-            " model = model.merge_and_unload()"
-        )
+    if what := an_adapter(module):
+        return what
     if what := computed(module, name):
         return what
     if "_hf_hook" in vars(module):

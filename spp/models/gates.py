@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..core.restored import evaluating
 from .checks import check_pairs
-from .pairs import Pair, opened, split_units
+from .pairs import Pair, heads_of, opened, split_units
 
 # %% ../../nbs/models/01_gates.ipynb #725d9e9e
 class Gates:
@@ -26,9 +26,13 @@ class Gates:
         model: nn.Module,  # the model that they multiply
         pairs: list[Pair],  # its pairs
         learn: bool = True,  # `grad` will be asked for
+        whole: bool = False,  # is a head one unit? See below
     ):
         self.pairs = pairs
         self.n = sum(p.n for p in pairs)
+        head = heads_of(pairs) if whole else torch.arange(self.n)
+        self.head = head if whole else None
+        self.together = head.bincount()[head]  # units that share a gate, shape [n]
         self.learn = learn
         # a parameter at each site: the gates have its device and dtype
         self.like = [next(model.get_submodule(p.site).parameters()) for p in pairs]
@@ -46,6 +50,7 @@ class Gates:
         "Make `m` the gates; `ValueError` if it has another number of units"
         if m.shape[-1] != self.n or m.dim() > 2:
             split_units(m, self.pairs)  # raises, saying what was expected
+        m = self._by_head(m)
         parts = m.view(-1, self.n).split([p.n for p in self.pairs], dim=1)
         self.parts = [
             part.reshape(-1, p.groups, p.size)
@@ -64,7 +69,17 @@ class Gates:
         whole = torch.cat([g.to(each[0].device) for g in each], 1)
         if whole.dtype != torch.float64:
             whole = whole.float()
+        whole = self._by_head(whole)
         return whole[0] if len(whole) == 1 else whole
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        "Numbers of units, shape [..., n]; where a head is one unit, their mean over each head"
+        if self.head is None:
+            return x
+        head = self.head.to(x.device)
+        x = x if x.is_floating_point() else x.float()
+        sums = x.new_zeros(*x.shape[:-1], int(head.max()) + 1).index_add_(-1, head, x)
+        return sums[..., head] / self.together.to(x)
 
     def __repr__(self):
         now = "off"
@@ -115,6 +130,7 @@ def gated(
     pairs: list[Pair],  # what to gate
     m: Tensor | None = None,  # gates, shape [n]; all 1 if not given
     train: bool = False,  # weights are trained under fixed gates: leave them and the mode alone
+    whole: bool = False,  # a head is one unit, as in `Gates`
 ) -> Iterator[Gates]:  # the gates, to be set and differentiated
     """Run `model` with gated units, in evaluation mode and with frozen weights.
 
@@ -126,7 +142,7 @@ def gated(
         if not train:
             stack.enter_context(evaluating(model))
         stack.enter_context(opened(model, pairs))
-        gates = Gates(model, pairs, learn=not train)
+        gates = Gates(model, pairs, learn=not train, whole=whole)
         if m is not None:
             gates.set(m)
         for i, pair in enumerate(pairs):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .open_clip_build import build, describe, example
 from .open_clip_heads import cut_heads, empty_heads, stand_in, why_not
-from .pairs import Pair, align_up, padded, resized, take
+from .pairs import Pair, align_up, check_widths, padded, resized, take
 
 # %% ../../nbs/models/03_open_clip.ipynb #9f520c1f
 def knows(
@@ -205,7 +205,11 @@ def resize(
     pairs: list[Pair],  # those of one layer
     widths: dict[str, int],  # what `cut` returned
 ) -> None:
-    "Give the layer of `pairs` the `widths` that `cut` returned, its weights uninitialised"
+    """Give the layer of `pairs` the `widths` that `cut` returned, its weights uninitialised.
+
+    `ValueError` for more than it has.
+    """
+    check_widths(pairs, widths)
     site = pairs[0].site
     old = model.get_submodule(site)
     if "hidden" in widths:

@@ -17,7 +17,7 @@ from timm.models import swin_transformer as swin
 from timm.models import swin_transformer_v2 as swin2
 from torch import Tensor, nn
 
-from .pairs import Pair, align_up, padded, take
+from .pairs import Pair, align_up, check_widths, padded, take
 from .timm_build import build, describe, example
 from .timm_heads import ATTENTION, cut_attention
 from spp.models.timm_layers import (
@@ -235,7 +235,11 @@ def resize(
     pairs: list[Pair],  # those of one layer
     widths: dict[str, int],  # what `cut` returned
 ) -> None:
-    "Give the layer of `pairs` the `widths` that `cut` returned, whatever its weights"
+    """Give the layer of `pairs` the `widths` that `cut` returned, whatever its weights.
+
+    `ValueError` for more than it has.
+    """
+    check_widths(pairs, widths)
     groups = widths.get("heads", 1)
     width = widths["head_dim" if "heads" in widths else "hidden"]
     masks = []

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .pairs import Pair, align_up, padded
+from .pairs import Pair, align_up, check_widths, padded
 from spp.models.transformers_build import (
     build,
     configured,
@@ -171,8 +171,16 @@ def resize(
     pairs: list[Pair],  # those of one layer
     widths: dict[str, int],  # what `cut` returned
 ) -> None:
-    "Give the layer of `pairs` the `widths` that `cut` returned, its weights uninitialised"
+    """Give the layer of `pairs` the `widths` that `cut` returned, its weights uninitialised.
+
+    `ValueError` for more than it has.
+    """
     site = pairs[0].site
+    shared = 1
+    if "heads" in widths:
+        known = heads(model, site)
+        shared = known.n // known.groups
+    check_widths(pairs, widths, shared)
     if "hidden" in widths:
         _resize_mlp(model, site, widths["hidden"])
     else:

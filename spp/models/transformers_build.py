@@ -129,10 +129,11 @@ def _image(model: nn.Module, config) -> Tensor:
 
 
 def _tokens(model: nn.Module, config) -> Tensor:
-    "Token ids of zeros, shape [1, at most 128]"
+    "Token ids of zeros, shape [1, at most 128], or [1, 1, at most 128] for multiple choice"
     positions = getattr(config, "max_position_embeddings", 130) - 2  # RoBERTa keeps two to itself
+    choices = [1] * type(model).__name__.endswith("ForMultipleChoice")
     device = next(model.parameters()).device
-    return torch.zeros(1, min(128, positions), dtype=torch.long, device=device)
+    return torch.zeros(1, *choices, min(128, positions), dtype=torch.long, device=device)
 
 
 def example(

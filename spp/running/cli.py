@@ -233,7 +233,9 @@ def _completed(begun: str) -> list[str]:
 
 
 RecipeName = Annotated[str, Argument(help="One of `spp recipes`.", autocompletion=_completed)]
-DataFolder = Annotated[Path, Option("--data", help="Folder with train/ and val/; of --name.")]
+DataFolder = Annotated[
+    Path, Option("--data", help="Folder of train/ and val/, a folder per class in each.")
+]
 OutFolder = Annotated[Path, Option("--out", help="Folder of the run; default runs/RECIPE.")]
 DataName = Annotated[str, Option("--name", help="Data set of timm, e.g. torch/fashion_mnist.")]
 Checkpoint = Annotated[
@@ -490,7 +492,8 @@ def _llm_text(result: dict, out: Path) -> str:
 def llm(
     model: Annotated[str, Argument(help="Hub name or folder, or llama2_7b or opt_6.7b.")],
     out: Annotated[Path, Option(help="Folder of the result, for from_pretrained.")],
-    calibration: Annotated[str, Option(help="c4, wikitext2, or a text file.")] = None,
+    calibration: Annotated[str, Option(help="c4, wikitext2, .txt, .jsonl or .parquet.")] = None,
+    field: Annotated[str, Option(help="Column that is the text, of .jsonl and .parquet.")] = None,
     sparsity: Annotated[float, Option(help="Share of the weights that become zero.")] = None,
     pattern: Annotated[str, Option(help="N:M: N of every M weights stay, e.g. 2:4.")] = None,
     params: Annotated[float, Option(help="Cut whole units to this share of parameters.")] = None,
@@ -533,7 +536,7 @@ def llm(
             calibration,
             **dict(sparsity=sparsity, pattern=pattern, params=params, repair=repair, metric=metric),
             **dict(n=windows, length=length, seed=seed, judge=judge, tasks=asked, steps=steps),
-            **dict(uniform=uniform, device=device, dtype=dtype),
+            **dict(uniform=uniform, device=device, dtype=dtype, field=field),
         )
     echo(_llm_text(result, out))
 

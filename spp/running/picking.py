@@ -12,13 +12,11 @@ from pathlib import Path
 
 import torch
 
-from ..core.checks import check_device, check_whole
+from ..core.checks import check_whole
 from ..core.files import check_output, place
 from ..core.html import in_units
 from ..cutting.files import KIND, save
-from ..judging.data import workers_here
-from .cuts import _batches, _path
-from .folder import read_json
+from .cuts import batches_for, path_at
 
 # %% ../../nbs/running/06_picking.ipynb #de7f9a07
 def _told(picked: dict, folder: Path, small: torch.nn.Module) -> Iterator[str]:
@@ -59,17 +57,10 @@ def pick_size(
     """
     where = place(path)
     check_whole(calibration, "calibration")
-    if device is not None:
-        check_device(device)
-    if not where.exists():
-        raise FileNotFoundError(f"no file or folder {where}: expected one of `spp search`")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    path = _path(where, None if model is None else place(model), device)
+    path = path_at(where, model, device)
     out = place(out) if out else (where if where.is_dir() else where.parent) / "picked"
     check_output(out, KIND, folder=True)
-    workers = workers_here() if workers is None else workers
-    known = read_json(where / "run.json").get("classes", []) if where.is_dir() else []
-    batches, test = _batches(path.model, place(data), calibration, workers, known)
+    batches, test = batches_for(path, where, data, calibration, workers)
     if test is None:
         raise ValueError(
             f"{data} has no held-out images of this model's classes: expected val/ with the same"

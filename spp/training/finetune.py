@@ -35,7 +35,7 @@ from spp.core.checks import (
     check_whole,
     length,
 )
-from ..core.files import check_output, place, replacing
+from ..core.files import check_output, place, recover, replacing
 from spp.core.identity import (
     digest_of,
     identity,
@@ -51,6 +51,7 @@ from ..models.batches import stream
 from ..models.pairs import has_values, unwrapped
 from .checkpoint import KIND, Training, tensors_of
 from .losses import Lesson
+from .masters import narrow, narrowed, widen
 from .parallel import Sharded, Wide, distributed, no_sync
 
 # %% ../../nbs/training/03_finetune.ipynb #33c174cd
@@ -79,7 +80,7 @@ class Settings:
 
 
 def _say_what_is_trained(model: nn.Module) -> None:
-    "Raise `ValueError` if no weight is trained; warn if few are, or if steps get lost in 16 bits."
+    "Raise `ValueError` if no weight is trained; warn if few are."
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ValueError(
@@ -91,13 +92,6 @@ def _say_what_is_trained(model: nn.Module) -> None:
         warnings.warn(
             f"{count:,} of {total:,} parameters are trained, the others are frozen"
             " (requires_grad=False): model.requires_grad_(True) trains all",
-            stacklevel=3,
-        )
-    narrow = {p.dtype for p in trained} & {torch.float16, torch.bfloat16}
-    for dtype in narrow:
-        warnings.warn(
-            f"the weights are {dtype}: a step that is small beside a weight is lost in rounding."
-            f" Write model.float() before, and amp={dtype} to run it in 16 bits as now",
             stacklevel=3,
         )
 
@@ -156,11 +150,12 @@ def _check(
         )
 
 
-def _precision(amp: torch.dtype | str | None, device: torch.device) -> torch.dtype | None:
-    "The type to run in: for `auto`, bfloat16 on GPUs that have it."
-    if amp != "auto":
-        return amp
-    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+def _precision(amp: torch.dtype | str | None, model: nn.Module) -> torch.dtype | None:
+    "The type to run in: for `auto` that of weights of 16 bits, or bfloat16 on GPUs that have it."
+    held = next(iter(narrow(model).values()), None)
+    if amp != "auto" or held is not None:
+        return held if amp in ("auto", None) else amp
+    on_gpu = next(model.parameters()).device.type == "cuda" and torch.cuda.is_bf16_supported()
     return torch.bfloat16 if on_gpu else None
 
 # %% ../../nbs/training/03_finetune.ipynb #70719e88
@@ -253,6 +248,7 @@ def _outputs(checkpoint: str | os.PathLike | None, log: str | os.PathLike | None
     "Where the two files go; an error if one of them could not be written"
     if checkpoint:
         checkpoint = place(checkpoint)
+        recover(checkpoint)
         if not checkpoint.exists():  # what is there is read, and refused if it is something else
             check_output(checkpoint, KIND)
     return checkpoint, check_output(log, LOG, ours=_is_log) if log else None
@@ -331,6 +327,7 @@ class _Finetuning:
         told: dict,  # what the checkpoint depends on
     ):
         s = settings
+        self.types = widen(model)  # of weights of 16 bits, which are masters from here on
         self.model = model
         self.data = data
         self.settings = settings
@@ -503,7 +500,9 @@ def _end_epoch(self: _Finetuning, evaluate: Callable | None, log) -> float:
     epoch = state.k // self.pace.batches
     row = dict(epoch=epoch, loss=state.total / self.pace.batches, lr=self.lr)
     state.total = 0.0
-    row |= _scores(evaluate, state.ema.module if state.ema else self.model)
+    judged = state.ema.module if state.ema else self.model
+    with narrowed(judged, self.types):
+        row |= _scores(evaluate, judged)
     state.rows.append(row)
     _keep_log(log, state.rows)
     self._save()
@@ -539,7 +538,8 @@ def _run(
             self.model.load_state_dict(self.state.ema.module.state_dict())
     except BaseException:
         if self.checkpoint:
-            weights = of_model(self.model)["weights"]
+            with narrowed(self.model, self.types):
+                weights = of_model(self.model)["weights"]
             _STOPPED[self.model] = (weights, self.state.info["weights"])
         raise
     finally:
@@ -581,7 +581,8 @@ def finetune(
 
     With `checkpoint`, an interrupted training resumes where it stopped, to the same bits. With
     several processes, each passes its own part of the data. With `amp=None` the model runs in the
-    type of its weights. Smoothed labels: `loss=partial(F.cross_entropy, label_smoothing=.1)`.
+    type of its weights; those of 16 bits are held in single precision meanwhile, see `widen`.
+    Smoothed labels: `loss=partial(F.cross_entropy, label_smoothing=.1)`.
     `ArithmeticError` if the loss is not finite: the model is then as it was after the last whole
     epoch. `ValueError` for settings that cannot be, and for the checkpoint of another training.
     """
@@ -600,7 +601,7 @@ def finetune(
         ema,
         accumulate,
         clip,
-        _precision(amp, next(model.parameters()).device),
+        _precision(amp, model),
     )
     _check(settings, data, teacher, shard, chunk)
     if teacher is model:
