@@ -401,7 +401,7 @@ def cut(
     """
     mask = self.mask(*unnamed, align=align, uniform=uniform, heads=heads, **budget)
     if repair is None:
-        small = cut_model(self.model, self.pairs, mask)
+        small = cut_model(self.model, self.pairs, mask, batch=self.batch)
     else:
         small = repair_model(self.model, self.pairs, mask, repair, **(repair_options or {}))
     got = {**cost_of(mask, self.pairs, self.costs), "params": params_of(small)}
