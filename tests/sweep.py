@@ -75,7 +75,7 @@ OTHER = (
     dict.fromkeys(("patch_size", "image_size", "num_channels")),
     dict.fromkeys(("num_blocks", "depths", "num_hidden_layers")),
     {"hidden_size": None, "embed_dim": None, "head_dim": None},
-    {"backbone": None, "use_timm_backbone": False, "use_pretrained_backbone": False}
+    {"use_timm_backbone": False, "use_pretrained_backbone": False}
     | {"backbone_config": {"model_type": "resnet", **BACKBONE}},
 )  # other numbers to try, one after another; None: those of the default configuration
 
@@ -98,8 +98,8 @@ def _sizes(default, other):
         elif name.endswith(("token_id", "token_index")) and isinstance(old, int) and old >= WORDS:
             told[name] = IDS.get(name, 1)
     for name, x in other.items():
-        if x is None and name in told:
-            del told[name]
+        if x is None:
+            told.pop(name, None)
         elif name in names:
             told[name] = x
     for name in getattr(default, "sub_configs", None) or {}:
@@ -110,11 +110,13 @@ def _sizes(default, other):
     return told
 
 
-def _eager(config):
-    "Experts one after another: grouped products know no float64"
+def eager(
+    config,  # changed
+):
+    "`config` with experts one after another: grouped products know no float64"
     for name in getattr(config, "sub_configs", None) or {}:
         if isinstance(inner := getattr(config, name, None), hf.PreTrainedConfig):
-            _eager(inner)
+            eager(inner)
     config._experts_implementation = "eager"
     return config
 
@@ -126,12 +128,12 @@ def tiny(
     "A small configuration"
     told = _sizes(kind(), other)
     try:
-        return _eager(kind(**told))
+        return eager(kind(**told))
     except Exception:
         plain = {k: v for k, v in told.items() if not isinstance(v, (dict, list, tuple))}
         if plain.keys() == told.keys():
             raise
-        return _eager(kind(**plain))
+        return eager(kind(**plain))
 
 
 # --- inputs ---------------------------------------------------------------------------------
@@ -378,10 +380,12 @@ def law(
                 return
 
 
-def _double(x):
-    "Images and the like in float64"
+def double(
+    x,  # inputs
+):
+    "`x` with images and the like in float64"
     if isinstance(x, dict):
-        return {k: _double(v) for k, v in x.items()}
+        return {k: double(v) for k, v in x.items()}
     return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
 
@@ -399,7 +403,7 @@ def examined(
         return
     first = None
     for x in tries:
-        x = _double(x)
+        x = double(x)
         try:
             with torch.no_grad():
                 y = flat(_call(model, x)).values()

@@ -83,7 +83,9 @@ def _attention_pairs(model: nn.Module, site: str, a: Heads, stock: str) -> list[
         adapter="models.transformers",
         attended=0 if a.mixed else 1,
     )
-    if a.mixed and not a.whole:
+    if a.whole:
+        common["counts"] = [a.groups]  # heads stay
+    elif a.mixed:
         common["group"] = _beside_a_group(layer, a)
     if stock == "groups":  # configurations refuse heads that do not divide the model's width
         counts = range(1, a.groups + 1)

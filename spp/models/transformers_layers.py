@@ -199,7 +199,8 @@ _ASIDE = re.compile(
     r"(attn_|attention_|resid_|residual_|proj_|hidden_|out_|output_)?drop(out)?(_\w+)?"
     r"|(q|k|query|key)(_(a|b))?_?(layer)?_?(norm|proj|layernorm|ln)|softmax|q"
     r"|kv_a_(proj_with_mqa|layernorm|norm|proj)|(q_|k_)?rotary\w*|rope\w*"
-    r"|relative_attention_bias|relative_k_proj|distance_embedding|linear_pos|gru_rel_pos_linear"
+    r"|LayerNorm|relative_attention_bias|relative_k_proj"
+    r"|distance_embedding|linear_pos|gru_rel_pos_linear"
     r"|pos_(key|query)_proj|continuous_position_bias_mlp|rel_pos\w*"
 )  # children that act on queries, keys and scores only
 _OWN = re.compile(
@@ -356,7 +357,8 @@ def heads(
     return Heads(maps, out, dim, n, groups, mixed, whole, lead, stay)
 
 # %% ../../nbs/models/04_transformers_layers.ipynb #3f1c7a02
-_tried: dict[tuple, str] = {}  # class and settings of a module → why it is no MLP, "" if it is
+# class and settings of a module → why it is no MLP, "" if it is; None if it does not run alone
+_tried: dict[tuple, str | None] = {}
 
 
 def _few_units(module: nn.Module, names: tuple[str, ...], keep: Tensor) -> nn.Module:
@@ -405,12 +407,13 @@ def _shown(module: nn.Module, names: tuple[str, ...]) -> str:
     key = (settings_of(module), names)
     if key not in _tried:
         try:
-            _tried[key] = "not elementwise" if _differ(module, names) else ""
-        except Exception as e:  # a module that is not known here may raise anything
-            _tried[key] = f"it does not run alone ({type(e).__name__})"
-    if not _tried[key]:
-        return ""
-    return f"{type(module).__name__} is no MLP of {', '.join(names)}: {_tried[key]}"
+            wrong = _differ(module, names)
+            kind = type(module).__name__
+            why = f"{kind} is no MLP of {', '.join(names)}: a unit matters to others"
+            _tried[key] = why if wrong else ""
+        except Exception:  # a module that is not known here may raise anything
+            _tried[key] = None
+    return _tried[key] or ""
 
 # %% ../../nbs/models/04_transformers_layers.ipynb #58a2d0fa
 _MLPS = tuple(
@@ -461,9 +464,7 @@ def _wrong_mlp(module: nn.Module, names: tuple[str, ...], layers: list[nn.Module
         hidden = any(p.numel() == n != size(last)[0] for p in child.parameters(recurse=False))
         if "norm" in type(child).__name__.lower() and hidden:
             return "a norm mixes its hidden units"
-    if _is_one_of(module, known_layers.MLPS):
-        return ""
-    if why := _numbers_for_units(module, names, n):
+    if not _is_one_of(module, known_layers.MLPS) and (why := _numbers_for_units(module, names, n)):
         return why
     return _shown(module, names) or proved.get(settings_of(module), "")
 
@@ -491,9 +492,8 @@ def unproved(
     if settings_of(layer) in proved or _is_one_of(layer, known_layers.HELD | known_layers.MLPS):
         return False
     names = mlp(model, site)
-    return isinstance(heads(model, site), Heads) or (
-        isinstance(names, tuple) and not _runs_alone(layer, names)
-    )
+    shown = isinstance(names, tuple) and _tried.get((settings_of(layer), names)) == ""
+    return isinstance(heads(model, site), Heads) or (isinstance(names, tuple) and not shown)
 
 
 def mlp(
