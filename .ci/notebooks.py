@@ -73,6 +73,7 @@ def execute(path: Path, forked: bool = False) -> nbformat.NotebookNode:
         resources={"metadata": {"path": str(path.parent)}},
         **({"km": forked_kernel(path.parent)} if forked else {}),
     )
+    client.owns_km = True  # it ends the kernel
     client.execute(env=kernel_environment())
     return book
 

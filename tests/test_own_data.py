@@ -136,7 +136,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch, tmp_path):
     "Said at once, with the two ways out; nothing is begun"
     from huggingface_hub import constants
 
-    monkeypatch.setattr(dense, "_hub_answers", lambda: False)
+    monkeypatch.setattr("spp.core.hub.hub_answers", lambda: False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     drawn(tmp_path / "pictures")
     done = inside("run", "deit_tiny", "--data", "pictures", cwd=tmp_path)

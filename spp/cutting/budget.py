@@ -179,6 +179,8 @@ def _can_lose(members: list[Pair], uniform: bool, heads: str) -> bool:
     "Can the layer of these pairs be narrower?"
     if heads == "whole" and members[0].kind in ATTENTION:
         by_heads = not uniform or all(p.stock == "groups" for p in members)
+        if any(p.counts == (p.groups,) for p in members):
+            return False  # its heads stay, whatever is left of them
         return by_heads and any(p.kind == "vo" for p in members)
     return not uniform or all(p.stock for p in members)
 

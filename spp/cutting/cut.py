@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from importlib import import_module
+from typing import Any
 
 import pandas as pd
 import torch
@@ -31,6 +32,7 @@ from spp.models.pairs import (
     skipped,
     split_units,
 )
+from ..models.proof import prove_for_a_cut
 from ..models.weights import source_of
 
 # %% ../../nbs/cutting/01_cut.ipynb #1ee0fefe
@@ -158,16 +160,19 @@ def cut(
     mask: Tensor,  # which units to keep, 0/1, shape [n]
     *,
     align: int = 1,  # fill widths up with zeros to a multiple of it
+    batch: Any = None,  # inputs, to prove layers of unknown classes on; None: some are made up
 ) -> nn.Module:  # a smaller model of the same class, with the report as `.spp`
     """The dense model in which only the units of `mask` are left (eq. 1).
 
     It is on the device of `model`, in evaluation mode, and has neither gates nor hooks.
-    `ValueError` if `mask` has not one value for each unit, or if `pairs` are not those of `model`.
+    `ValueError` if `mask` has not one value for each unit, if `pairs` are not those of `model`, or
+    if a layer of a class that was not seen before is not cut exactly (see `spp.models.proof`).
     """
     check_pairs(model, pairs)
     check_copy(model)
     check_mask(mask, sum(p.n for p in pairs))
     check_whole(align, "align")
+    prove_for_a_cut(model, pairs, batch)
     parts = split_units(mask.bool().cpu(), pairs)  # on the CPU, wherever the weights are
     told, dense_params = _origin(model)
     small = copy.deepcopy(model).eval()

@@ -27,6 +27,7 @@ from spp.core.checks import (
 )
 from ..core.files import check_output, replacing
 from ..core.formats import save_json
+from ..core.hub import cache_without_hub
 from ..core.restored import restored
 from ..cutting.budget import check_budget
 from ..cutting.files import save
@@ -267,12 +268,14 @@ def _loaded(request: _Request, dtype: str) -> tuple[Callable, nn.Module]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(request.model)
-        net = AutoModelForCausalLM.from_pretrained(request.model, dtype=dtype).eval()
+        with cache_without_hub():
+            tokenizer = AutoTokenizer.from_pretrained(request.model)
+            net = AutoModelForCausalLM.from_pretrained(request.model, dtype=dtype).eval()
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"no language model {request.model!r}: expected a folder with a model and its"
-            f" tokenizer, or a name on the hub that can be reached ({str(error):.200})"
+            f" tokenizer, or a name on the hub that can be reached "
+            f" ({' '.join(str(error).split()):.200})"
         ) from error
     positions = getattr(net.config, "max_position_embeddings", 2048)
     request.windows = request.windows or 128

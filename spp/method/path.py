@@ -206,6 +206,18 @@ def _check_model(path: SolutionPath, model: nn.Module) -> None:
         )
 
 # %% ../../nbs/method/03_path.ipynb #3f8fc797
+def _counted(model: nn.Module, pairs: list[Pair], example: Any) -> tuple[Costs, Any]:
+    "What `model` and its units cost, and the input on which multiply-accumulates were counted."
+    adapter = adapter_of(model)
+    if example is not None or adapter is None:
+        return unit_costs(model, pairs, example), example
+    try:
+        example = adapter.example(model)
+        return unit_costs(model, pairs, example), example
+    except Exception:  # it takes other inputs than most of its family, or runs only some layers
+        return unit_costs(model, pairs), None
+
+
 @patch
 def attach(
     self: SolutionPath,
@@ -217,12 +229,8 @@ def attach(
     The `example` is for counting multiply-accumulates; known families make their own.
     """
     _check_model(self, model)
-    adapter = adapter_of(model)
-    if example is None and adapter:
-        example = adapter.example(model)
     self.model = model
-    self.costs = unit_costs(model, self.pairs, example)
-    self.batch = example
+    self.costs, self.batch = _counted(model, self.pairs, example)
     self._steps = {}
     return self
 
@@ -401,7 +409,7 @@ def cut(
     """
     mask = self.mask(*unnamed, align=align, uniform=uniform, heads=heads, **budget)
     if repair is None:
-        small = cut_model(self.model, self.pairs, mask)
+        small = cut_model(self.model, self.pairs, mask, batch=self.batch)
     else:
         small = repair_model(self.model, self.pairs, mask, repair, **(repair_options or {}))
     got = {**cost_of(mask, self.pairs, self.costs), "params": params_of(small)}

@@ -8,6 +8,7 @@ __all__ = ['METHODS', 'AUTO', 'Clock', 'Plain', 'first_looks', 'search', 'agreem
 # %% ../../nbs/method/02_search.ipynb #b7a0da8b
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from itertools import chain, islice
@@ -49,7 +50,7 @@ from spp.method.inclusion import (
     start,
     step,
 )
-from .objective import Problem, SearchStopped, agreed, fisher, ranks
+from .objective import Problem, SearchStopped, agreed, answer, fisher, ranks
 from .path import SolutionPath
 from .proof import prove
 from .resume import KEEP_EVERY, Run, all_states, random_states
@@ -57,6 +58,8 @@ from ..models.batches import stream
 from ..models.checks import check_pairs
 from ..models.gates import gated
 from ..models.pairs import Pair, find_pairs, has_values, unwrapped
+from ..models.proof import in_halves, unproved
+from ..models.proof import prove as prove_families
 from ..models.weights import of_weights
 
 # %% ../../nbs/method/02_search.ipynb #48ae8a2f
@@ -335,6 +338,43 @@ def _take_steps(
         bar.set_postfix(loss=f"{log['loss']:.3g}", gates=f"{state['m'].mean().item():.2f}")
     return ""
 
+# %% ../../nbs/method/02_search.ipynb #7e9d24b1
+def _peeked(data: Iterable, model: nn.Module) -> tuple[Any, Iterable]:
+    "The inputs of the first batch of `data`, and the data whole; its random numbers stay."
+    generator = getattr(data, "generator", None)
+    state = generator.get_state() if generator is not None else None
+    with torch.random.fork_rng(devices=[]):
+        batches = iter(data)
+        first = next(batches, None)
+    if state is not None:
+        generator.set_state(state)
+    whole = chain([] if first is None else [first], batches) if batches is data else data
+    x = None if first is None else next(stream([first], 1, model))[0]
+    return x, whole
+
+
+def _exact(
+    model: nn.Module, pairs: list[Pair], data: Iterable, given: bool, read: Callable | None
+) -> tuple[list[Pair], Iterable]:
+    """The pairs whose layers are cut exactly, as far as the first batch shows; and the data, whole.
+
+    `ValueError` if a pair that was `given` is not.
+    """
+    if not unproved(model, pairs):
+        return pairs, data
+    x, data = _peeked(data, model)
+    if x is None:
+        return pairs, data  # there are no batches, which the search will say
+    failed = prove_families(model, pairs, lambda m: answer(m, x, read).out, in_halves(model, x))
+    if failed and given:
+        site, why = next(iter(failed.items()))
+        raise ValueError(f"`{site}` cannot be cut: {why}. Leave its pairs out.")
+    if failed:
+        some = "; ".join(f"{site}: {why}" for site, why in failed.items())
+        warnings.warn(f"left alone: {some}", stacklevel=3)
+        pairs = find_pairs(model)
+    return pairs, data
+
 # %% ../../nbs/method/02_search.ipynb #7e9d24b0
 def _check_call(
     model: nn.Module, data: Iterable, loss: Callable | None, steps: int | str, *others
@@ -435,9 +475,11 @@ def search(
         given = dict(read=read, pairs=pairs, method=method, seed=seed, amp=amp, data_id=data_id)
         given |= dict(progress=progress, heads=heads)
         return _until_settled(model, data, loss, checkpoint, **given, **settings)
-    pairs = find_pairs(model) if pairs is None else pairs
+    given = pairs is not None
+    pairs = list(pairs) if given else find_pairs(model)
     check_pairs(model, pairs)
-    pairs, steps = list(pairs), int(steps)
+    pairs, data = _exact(model, pairs, data, given, read)
+    steps = int(steps)
     device = next(model.parameters()).device
     amp = _precision(device, amp)
     info = _description(model, pairs, how, steps, seed, method, loss, read, amp, heads)

@@ -30,7 +30,17 @@ from spp.models.transformers_heads import (
     resized,
     set_numbers,
 )
-from .transformers_layers import Heads, heads, mlp, size, stock_of, weight
+from spp.models.transformers_layers import (
+    Heads,
+    heads,
+    mlp,
+    proved,
+    settings_of,
+    size,
+    stock_of,
+    unproved,
+    weight,
+)
 
 # %% ../../nbs/models/04_transformers.ipynb #af6ed76c
 def knows(
@@ -52,11 +62,18 @@ def _beside_a_group(layer: nn.Module, a: Heads) -> tuple[int, int, int]:
     )
 
 
+def _at_values(site: str, a: Heads) -> dict:
+    "Where the gate of the values of an attention layer multiplies"
+    if a.fused or a.stay:  # in the order that the output projection reads
+        return dict(gate=a.out, side="in")
+    return dict(gate=f"{site}.{a.maps[-1]}", side="out", offset=a.lead)
+
+
 def _attention_pairs(model: nn.Module, site: str, a: Heads, stock: str) -> list[Pair]:
     "The pairs of an attention layer"
     layer, projection = model.get_submodule(site), model.get_submodule(a.out)
     q, v = layer.get_submodule(a.maps[0]), layer.get_submodule(a.maps[-1])
-    readers, fused = a.n // a.groups, len(a.maps) == 1
+    readers = a.n // a.groups
     d_out = size(projection)[0]
     common = dict(
         block=site.rpartition(".")[0],
@@ -66,7 +83,9 @@ def _attention_pairs(model: nn.Module, site: str, a: Heads, stock: str) -> list[
         adapter="models.transformers",
         attended=0 if a.mixed else 1,
     )
-    if a.mixed:
+    if a.whole:
+        common["counts"] = [a.groups]  # heads stay
+    elif a.mixed:
         common["group"] = _beside_a_group(layer, a)
     if stock == "groups":  # configurations refuse heads that do not divide the model's width
         counts = range(1, a.groups + 1)
@@ -78,9 +97,8 @@ def _attention_pairs(model: nn.Module, site: str, a: Heads, stock: str) -> list[
         second="o",
         params=weights + int(v.bias is not None),
         weights=weights,
-        gate=a.out if fused else f"{site}.{a.maps[2]}",
-        side="in" if fused else "out",
         stock=stock,
+        **_at_values(site, a),
         **common,
     )
     if a.mixed:
@@ -103,15 +121,16 @@ def _mlp_pair(model: nn.Module, site: str, names: tuple[str, ...]) -> Pair:
     "The pair of an MLP with layers of these names"
     *make, last = (model.get_submodule(f"{site}.{name}") for name in names)
     d_out, n = size(last)
-    weights = sum(size(x)[1] for x in make) + d_out
+    rows = sum(size(x)[0] for x in make) // n  # of a unit: two where a gate is in the same layer
+    weights = size(make[0])[1] * rows + d_out
     return Pair(
         block=site,
-        kind="glu" if len(make) == 2 else "mlp",
+        kind="glu" if rows == 2 else "mlp",
         first=names[0],
         second=names[-1],
         groups=1,
         size=n,
-        params=weights + sum(x.bias is not None for x in make),
+        params=weights + rows * (make[0].bias is not None),
         weights=weights,
         site=site,
         gate=f"{site}.{names[-1]}",
@@ -133,7 +152,7 @@ def pairs(
             if a.mixed:
                 skipped[f"qk of {site}"] = a.mixed
             if type(layer) not in stock:
-                stock[type(layer)] = stock_of(model, site)
+                stock[type(layer)] = "" if a.whole else stock_of(model, site)
             found += _attention_pairs(model, site, a, stock[type(layer)])
         names = mlp(model, site)
         if isinstance(names, str):
@@ -147,9 +166,11 @@ def _resize_mlp(model: nn.Module, site: str, hidden: int) -> None:
     "Give an MLP room for `hidden` units; its weights are not initialised"
     module = model.get_submodule(site)
     *make, last = mlp(model, site)
-    set_numbers(module, intermediate_size=hidden)
+    set_numbers(module, intermediate_size=hidden, ffn_dim=hidden)
+    n = size(module.get_submodule(last))[1]
     for name in make:
-        module.set_submodule(name, resized(module.get_submodule(name), hidden, 0))
+        layer = module.get_submodule(name)
+        module.set_submodule(name, resized(layer, size(layer)[0] // n * hidden, 0))
     module.set_submodule(last, resized(module.get_submodule(last), hidden, 1))
 
 
@@ -162,7 +183,10 @@ def _cut_mlp(model: nn.Module, site: str, mask: Tensor, align: int) -> int:
     index = padded(mask, hidden)[0]
     _resize_mlp(model, site, hidden)
     for name, x in zip(names, old):
-        copy_into(module.get_submodule(name), x, index, 1 if name == names[-1] else 0)
+        last = name == names[-1]
+        halves = 1 if last else size(x)[0] // mask.numel()  # 2 where a gate is in the same layer
+        rows = [torch.where(index >= 0, index + i * mask.numel(), -1) for i in range(halves)]
+        copy_into(module.get_submodule(name), x, torch.cat(rows), int(last))
     return hidden
 
 
@@ -215,15 +239,24 @@ def unit_weights(
     layer = model.get_submodule(pair.site)
     if pair.kind in ("mlp", "glu"):
         *made, last = _weights_of(layer, mlp(model, pair.site))
+        made = [half for x in made for half in x.split(pair.n)]
         return torch.cat(made, 1), last.T
     a = heads(model, pair.site)
     made = _weights_of(layer, a.maps)
-    q, k, v = made[0].chunk(3) if len(made) == 1 else made
+    if a.fused:
+        made = made[0].chunk(3)
     if pair.kind == "qk":
-        return q, k
+        return made[0], made[1]
     columns = weight(model.get_submodule(a.out)).T
     by_reader = columns.reshape(a.groups, a.n // a.groups, a.dim, -1)
-    return v, by_reader.transpose(1, 2).reshape(a.groups * a.dim, -1)
+    return _of_values(made[-1], a), by_reader.transpose(1, 2).reshape(a.groups * a.dim, -1)
+
+
+def _of_values(x: Tensor, a: Heads) -> Tensor:
+    "The rows of a weight or a bias that make values"
+    if a.fused:
+        return x
+    return x[a.lead :].unflatten(0, (a.groups, a.stay + a.dim))[:, a.stay :].flatten(0, 1)
 
 
 def unit_biases(
@@ -232,9 +265,14 @@ def unit_biases(
 ) -> tuple[Tensor | None, Tensor | None]:  # shape [n] each, `None` where there is none
     "The biases of the units of an attention layer, on either side"
     layer = model.get_submodule(pair.site)
-    biases = [layer.get_submodule(name).bias for name in heads(model, pair.site).maps]
-    q, k, v = biases if len(biases) == 3 else biases[0].chunk(3)
-    return (q, k) if pair.kind == "qk" else (v, None)
+    a = heads(model, pair.site)
+    biases = [layer.get_submodule(name).bias for name in a.maps]
+    if a.fused:
+        biases = biases[0].chunk(3)
+    if pair.kind == "qk":
+        return biases[0], biases[1]
+    v = biases[-1]
+    return v if v is None or a.fused else _of_values(v, a), None
 
 
 def reader(

@@ -148,7 +148,10 @@ def example(
         }
     if model.main_input_name == "pixel_values":
         return _image(model, config)
-    return _tokens(model, config)
+    ids = _tokens(model, config)
+    if "decoder_input_ids" in inspect.signature(type(model).forward).parameters:
+        return {"input_ids": ids, "decoder_input_ids": ids}
+    return ids
 
 # %% ../../nbs/models/04_transformers_build.ipynb #635bc2dc
 def _numbers(model: nn.Module, site: str, widths: dict[str, int], config) -> dict[str, int]:

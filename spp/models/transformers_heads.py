@@ -49,6 +49,14 @@ def set_numbers(
             setattr(layer, name, number)
 
 # %% ../../nbs/models/04_transformers_heads.ipynb #8f5aaac9
+_ELSEWHERE = ("key_value_states", "encoder_hidden_states")  # what cross attention reads
+
+
+def _elsewhere(kwargs: dict) -> bool:
+    "Does a call of an attention layer, with these arguments by name, read another text?"
+    return any(kwargs.get(name) is not None for name in _ELSEWHERE)
+
+
 class NoHeads(nn.Module):
     "An attention layer without heads: it returns its output bias, if it holds one"
 
@@ -61,6 +69,7 @@ class NoHeads(nn.Module):
         super().__init__()
         self.name = name if out is not None else ""
         self.layer_idx = getattr(old, "layer_idx", None)
+        self.crosses = getattr(old, "is_cross_attention", False) or "Cross" in type(old).__name__
         if out is not None:
             self.add_module(name, out)
 
@@ -75,8 +84,9 @@ class NoHeads(nn.Module):
         "The output bias for every token; the cache is told of the tokens"
         cache = past_key_values if cache is None else cache
         cache = getattr(cache, "self_attention_cache", cache)
-        if cache is not None:
-            none = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 0)
+        if cache is not None and not self.crosses and not _elsewhere(kwargs):
+            # a cache counts its keys, and takes those without a dimension for none
+            none = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
             cache.update(none, none, self.layer_idx)
         y = hidden_states.new_zeros(*hidden_states.shape[:-1], 0)
         return (self.get_submodule(self.name)(y) if self.name else y), None
@@ -107,32 +117,44 @@ def resize_heads(
     old = [layer.get_submodule(name) for name in a.maps]
     groups = n * a.groups // a.n
     dim = a.dim if a.mixed else width  # of q and k
-    if len(old) == 1:
+    if a.whole:
+        new = list(old)
+    elif a.fused:
         new = [resized(old[0], 3 * n * dim, 0)]
     else:
         new = [resized(x, count * dim, 0) for x, count in zip(old, (n, groups, groups))]
     out = resized(projection, n * dim, 1)
     if width != dim:
-        has_bias = old[2].bias is not None
-        values = Values(old[2].in_features, groups, width, dim, has_bias, device="meta")
-        new[2] = _as(values, old[2])
+        new[-1] = _as(_values(old[-1], a, groups, width), old[-1])
         has_bias = projection.bias is not None
         outputs = Outputs(n, width, dim, projection.out_features, has_bias, device="meta")
         out = _as(outputs, projection)
+    elif a.whole:
+        new[-1] = resized(old[-1], size(old[-1])[0], 0)
     for name, x in zip(a.maps, new):
         layer.set_submodule(name, x)
     model.set_submodule(a.out, out)
-    set_numbers(
-        layer,
-        num_heads=n,
-        num_attention_heads=n,
-        num_key_value_heads=groups,
-        all_head_size=n * dim,
-        split_size=n * dim,
-        head_dim=dim,
-        attention_head_size=dim,
-    )
+    if not a.whole:
+        set_numbers(
+            layer,
+            num_heads=n,
+            num_attention_heads=n,
+            num_key_value_heads=groups,
+            all_head_size=n * dim,
+            split_size=n * dim,
+            head_dim=dim,
+            attention_head_size=dim,
+            inner_dim=n * dim,
+            n_heads=n,
+            key_value_proj_dim=dim,
+        )
     return None
+
+
+def _values(old: nn.Linear, a: Heads, groups: int, width: int) -> Values:
+    "A map like `old` for `groups` heads of which `width` dimensions are left, without values"
+    has_bias, besides = old.bias is not None, dict(lead=a.lead, stay=a.stay, device="meta")
+    return Values(old.in_features, groups, width, a.dim, has_bias, **besides)
 
 # %% ../../nbs/models/04_transformers_heads.ipynb #64b1041d
 @dataclass(frozen=True)
@@ -159,6 +181,16 @@ def _columns(a: Heads, groups: Tensor, values: Tensor) -> Tensor:
     return torch.where(values[:, None] >= 0, columns, -1).flatten()
 
 
+def _rows_with_values(a: Heads, values: Tensor) -> Tensor:
+    "The rows of a map that makes `values`, shape [groups, width], and all that lies before them"
+    group = torch.arange(a.groups, device=values.device)[:, None]
+    start = a.lead + group * (a.stay + a.dim)  # where the rows of each group begin
+    before = start + torch.arange(a.stay, device=values.device)
+    own = torch.where(values >= 0, start + a.stay + values - group * a.dim, -1)
+    lead = torch.arange(a.lead, device=values.device)
+    return torch.cat([lead, torch.cat([before, own], 1).flatten()])
+
+
 def kept_dimensions(
     a: Heads,  # of the layer
     masks: list[Tensor],  # of qk, where it can be cut, and of vo; boolean, [groups, dim]
@@ -167,18 +199,24 @@ def kept_dimensions(
     "What the masks leave of a layer"
     vo, readers = masks[-1], a.n // a.groups
     groups = vo.any(1).nonzero()[:, 0] if vo.any() else vo.new_zeros(1, dtype=torch.long)
+    if a.whole:
+        groups = torch.arange(a.groups, device=vo.device)
     most = torch.stack([mask.sum(1) for mask in masks])[:, groups].max()
     width = align_up(int(most), align, a.dim)
     values = padded(vo, width)[groups]
+    columns = _columns(a, groups, values)
+    if a.whole:
+        kept = [torch.tensor([], dtype=torch.long)] * (len(a.maps) - 1)
+        return Kept(a.n, width, [*kept, _rows_with_values(a, values)], columns)
     if a.mixed:
         q, k = _all_rows(_all_rows(groups, readers), a.dim), _all_rows(groups, a.dim)
     else:
         q = k = padded(masks[0], width)[groups].flatten()
     rows = [q, k, values.flatten()]
-    if len(a.maps) == 1:  # one map makes all three, one behind the other
+    if a.fused:  # one map makes all three, one behind the other
         parts = [torch.where(x >= 0, x + i * a.n * a.dim, -1) for i, x in enumerate(rows)]
         rows = [torch.cat(parts)]
-    return Kept(len(groups) * readers, width, rows, _columns(a, groups, values))
+    return Kept(len(groups) * readers, width, rows, columns)
 
 # %% ../../nbs/models/04_transformers_heads.ipynb #9c9cbe8f
 def copy_into(
@@ -215,7 +253,7 @@ def cut_heads(
         return 0, 0
     kept = kept_dimensions(a, masks, align)
     resize_heads(model, site, kept.heads, kept.width)
-    for name, x, index in zip(a.maps, old, kept.rows):
+    for name, x, index in list(zip(a.maps, old, kept.rows))[-1 if a.whole else 0 :]:
         copy_into(layer.get_submodule(name), x, index, 0)
     copy_into(model.get_submodule(a.out), projection, kept.columns, 1)
     return kept.heads, kept.width

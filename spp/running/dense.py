@@ -17,63 +17,26 @@ import torch
 from torch import Tensor, nn
 
 from ..core.checks import check_choice
+from ..core.hub import cache_without_hub, of_network
 from ..cutting.files import load
 from ..models.pairs import adapter_of
 from .recipes import Recipe
 
 # %% ../../nbs/running/00_dense.ipynb #5b1d0008
-def _hub_answers() -> bool:
-    "Does the Hugging Face hub answer within five seconds?"
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # noqa: BLE001 (of one of three libraries, by version)
-        return False
-    return True
-
-
-_NOT_THERE = (
-    "EntryNotFound",
-    "OfflineMode",
-    "Connect",
-    "Proxy",
-    "URLError",
-    "HfHubHTTP",
-    "Timeout",
-)
-
-
-def _of_network(error: BaseException | None) -> bool:
-    "Does an error, or one behind it, come from a hub that cannot be reached?"
-    while error is not None:
-        if any(part in kind.__name__ for kind in type(error).__mro__ for part in _NOT_THERE):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
 @contextmanager
 def _from_hub(what: str) -> Iterator[None]:
     "Weights of `what` are fetched; `RuntimeError` at once where they cannot be"
-    from huggingface_hub import constants
-
-    was = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = was or not _hub_answers()
     try:
-        yield
+        with cache_without_hub():
+            yield
     except Exception as error:
-        if not _of_network(error):
+        if not of_network(error):
             raise
         raise RuntimeError(
             f"the weights of {what} are not in the cache of this machine, and the Hugging Face hub"
             " cannot be reached. Two ways out: --checkpoint with a folder or a .safetensors file,"
             " or --weights none to begin with random weights."
         ) from error
-    finally:
-        constants.HF_HUB_OFFLINE = was
 
 # %% ../../nbs/running/00_dense.ipynb #5b1d0010
 _PICKLES = (".pth", ".pt", ".bin", ".tar", ".ckpt", ".pkl")

@@ -1,0 +1,230 @@
+"Classes of transformers: cut exactly or left alone, with and without a cache, saved and loaded"
+
+import random
+import warnings
+
+import pytest
+import sweep
+import torch
+import transformers as hf
+from families import randomised
+from sweep import distance, inputs, masks, tiny
+from torch import nn
+
+import spp
+from spp.models import proof
+from spp.models.pairs import skipped
+from spp.models.transformers_layers import Outputs
+
+WIDER = [
+    "AlbertModel",
+    "BloomModel",
+    "DeepseekV3Model",
+    "DetrModel",
+    "DistilBertModel",
+    "GPTNeoXModel",
+    "ModernBertModel",
+    "MptModel",
+    "Phi3Model",
+    "PhiModel",
+    "T5Model",
+]
+OTHER = {"DetrModel": sweep.OTHER[-1], "DeepseekV3Model": sweep.OTHER[3]}  # numbers that fit
+DECODERS = [
+    "BartForCausalLM",
+    "BioGptForCausalLM",
+    "GPT2LMHeadModel",
+    "MarianForCausalLM",
+    "OPTForCausalLM",
+    "PegasusForCausalLM",
+]
+REFUSED = {
+    "GLPNModel": "as wide as its hidden units",
+    "SegformerModel": "as wide as its hidden units",
+    "DoryModel": "holds numbers of its own",
+}
+
+
+def made(name):
+    "A small random model of a class of transformers in float64, and its input"
+    torch.manual_seed(0)
+    kind = getattr(hf, name)
+    model = sweep.randomised(kind(tiny(kind.config_class, OTHER.get(name, {})))).double()
+    return model, sweep.double(inputs(model))
+
+
+@pytest.mark.parametrize("name", WIDER)
+def test_wider(name, tmp_path):
+    "Attention and MLP of these are found; gated is cut; what is saved is what is loaded"
+    model, x = made(name)
+    pairs = spp.find_pairs(model)
+    kinds = {p.kind for p in pairs}
+    assert "vo" in kinds and kinds & {"mlp", "glu"}
+    _, mask = next(masks(pairs))
+    with torch.no_grad():
+        with spp.gated(model, pairs, mask.double()):
+            want = model(**x)
+        small = spp.cut(model, pairs, mask, batch=x)
+        got = small(**x)
+        assert distance(want, got) < 1e-10
+        assert distance(model(**x), got) > 1e-3
+        spp.save(small, tmp_path / "small")
+        loaded = spp.load(tmp_path / "small").double()
+        sweep.eager(loaded.config)
+        assert distance(got, loaded(**x)) == 0
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_cache_of_an_empty_layer(name):
+    "Scores with a cache are those without, although the first layer has no heads left"
+    model, x = made(name)
+    pairs = spp.find_pairs(model)
+    first = next(p.site for p in pairs if p.kind == "vo")
+    mask = torch.cat([torch.full((p.n,), p.site != first) for p in pairs])
+    small = spp.cut(model, pairs, mask)
+    small.generation_config.eos_token_id = None
+    scores = []
+    for cache in ("dynamic", "static", None):
+        how = dict(use_cache=bool(cache), cache_implementation=cache)
+        y = small.generate(
+            x["input_ids"],
+            max_new_tokens=4,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+            pad_token_id=0,
+            **{k: v for k, v in how.items() if v is not None},
+        )
+        scores.append(torch.stack(y.logits))
+    assert (scores[0] - scores[2]).abs().max() < 1e-10
+    assert (scores[1] - scores[2]).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name):
+    "A layer that mixes its hidden units is left alone, with the reason"
+    model, _ = made(name)
+    assert any(REFUSED[name] in why for why in skipped(model).values())
+
+
+class Shifted(nn.Module):
+    "Attention of one's own, whose values are read one place further than they are made"
+
+    def __init__(self):
+        super().__init__()
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            self.add_module(name, nn.Linear(32, 32))
+        self.head_dim = 8
+
+    def forward(self, hidden_states, attention_mask=None, past_key_values=None, **kwargs):
+        maps = (self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (m(hidden_states).unflatten(-1, (-1, 8)).transpose(1, 2) for m in maps)
+        y = nn.functional.scaled_dot_product_attention(q, k, v.roll(1, -1))
+        return self.o_proj(y.transpose(1, 2).flatten(-2)), None
+
+
+class SoftMLP(nn.Module):
+    "An MLP of one's own, whose hidden units know of each other"
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(32, 40), nn.Linear(40, 32)
+
+    def forward(self, x):
+        return self.fc2(self.fc1(x).softmax(-1))
+
+
+def llama(attention=None, mlp=None):
+    "A small Llama with layers of one's own"
+    sizes = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, vocab_size=50)
+    model = hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, intermediate_size=64))
+    for layer in model.model.layers:
+        layer.self_attn = attention() if attention else layer.self_attn
+        layer.mlp = mlp() if mlp else layer.mlp
+    return randomised(model)
+
+
+@pytest.fixture
+def forgotten(monkeypatch):
+    "No proof was made before"
+    from spp.models import transformers_layers
+
+    monkeypatch.setattr(transformers_layers, "proved", {})
+    monkeypatch.setattr("spp.models.transformers.proved", transformers_layers.proved)
+
+
+BATCHES = [torch.randint(50, (4, 9), generator=torch.Generator().manual_seed(0))] * 3
+
+
+def test_proof_in_a_search(forgotten):
+    "A layer that is not what its maps say is left out, and named; the others are searched"
+    model = llama(Shifted)
+    with pytest.warns(UserWarning, match="layers.0.self_attn: Shifted is not what its maps say"):
+        path = spp.search(model, BATCHES, steps=2, progress=False)
+    assert {p.kind for p in path.pairs} == {"glu"}
+    assert any("Shifted is not" in why for why in path.cut(params=0.9).spp.left)
+
+
+def test_proof_of_pairs_that_were_given(forgotten):
+    "Whoever names the pairs is told that one cannot be cut"
+    model = llama(Shifted)
+    pairs = spp.find_pairs(model)
+    with pytest.raises(ValueError, match="Shifted is not what its maps say"):
+        spp.search(model, BATCHES, steps=2, pairs=pairs, progress=False)
+
+
+def test_proof_in_a_cut(forgotten):
+    "A cut makes up an input, and refuses what fails on it"
+    model = llama(Shifted)
+    pairs = spp.find_pairs(model)
+    mask = torch.ones(sum(p.n for p in pairs))
+    with pytest.raises(ValueError, match="a cut differs from the gated model"):
+        spp.cut(model, pairs, mask)
+    assert {p.kind for p in spp.find_pairs(model)} == {"glu"}
+
+
+def test_trusted(forgotten, monkeypatch):
+    "A class that somebody vouches for is cut without a proof"
+    monkeypatch.setattr(proof, "TRUSTED", {"Shifted"})
+    model = llama(Shifted)
+    pairs = spp.find_pairs(model)
+    assert proof.unproved(model, pairs) == {}
+
+
+def test_no_input(forgotten):
+    "Where no input can be made up, a cut says what to pass"
+    body = llama(Shifted).model.layers[0]
+    model = nn.Sequential(body)
+    pairs = spp.find_pairs(model)
+    with pytest.raises(ValueError, match=r"Pass one: cut\(…, batch=inputs\)"):
+        spp.cut(model, pairs, torch.ones(sum(p.n for p in pairs)))
+
+
+def test_mlp_that_is_none():
+    "An MLP whose units know of each other is found out without data"
+    model = llama(mlp=SoftMLP)
+    assert {p.kind for p in spp.find_pairs(model)} == {"vo"}
+    assert any("SoftMLP is no MLP" in why for why in skipped(model).values())
+
+
+def test_heads_that_stay():
+    "A layer that keeps its heads loses none of them to a budget in whole heads"
+    model, x = made("T5Model")
+    path = spp.search(model, [x] * 3, steps=2, progress=False, heads="whole")
+    small = path.cut(params=0.95)
+    assert not any(isinstance(m, Outputs) for m in small.modules())
+    share = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
+    assert share <= 0.95 and abs(small.spp.got["params"] - share) < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(3))
+def test_sweep(part):
+    "Of sixty classes, always the same ones, none is cut wrongly and none crashes"
+    chosen = random.Random(0).sample(sweep.names(), 60)[part::3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows = [sweep.one(name, 20) for name in chosen]
+    print(*rows, sep="\n")
+    assert not [str(row) for row in rows if row.status in ("wrong", "crash")]
+    assert sum(row.status == "held" for row in rows) >= 8
