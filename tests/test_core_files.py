@@ -93,6 +93,27 @@ def test_killed_before_every_operation(tmp_path, monkeypatch, folder, before, ex
     assert kills > 10 and found == {before, "new"}
 
 
+@pytest.mark.parametrize("dies", [True, False], ids=["killed", "failed"])
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+def test_what_a_library_has_beside_its_file_goes(tmp_path, folder, dies):
+    "safetensors writes to a file of its own first, and may be killed there"
+
+    def stop_halfway():
+        with suppress(ZeroDivisionError), replacing(tmp_path / "out", KIND, folder=folder) as new:
+            beside = new if folder else new.parent
+            (beside / ".tmpA1b2").write_bytes(b"half")
+            (beside / "scratch").mkdir()
+            (beside / "scratch" / "x").write_bytes(b"half")
+            if dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            1 / 0  # noqa: B018
+
+    if run_child(stop_halfway, -1):
+        assert len(list(tmp_path.iterdir())) == 1
+    recover(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_living_process_keeps_its_box(tmp_path):
     "Another start recovers boxes of dead processes only"
     path = tmp_path / "out"

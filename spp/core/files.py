@@ -331,10 +331,22 @@ def _settle(path: Path, box: Path) -> None:
     for item in (new, old):
         if os.path.lexists(item) and not _removed(item, note):
             os.rename(item, _free(path, "kept"))
+    _remove_scraps(box)
     for name in ("ready", "lock"):
         (box / name).unlink(missing_ok=True)
     with suppress(OSError):
         box.rmdir()
+
+
+def _remove_scraps(box: Path) -> None:
+    "Remove what a library had beside `new` while it wrote; safetensors has a file `.tmp…` there"
+    for item in box.iterdir():
+        if item.name in ("new", "old", "ready", "lock"):
+            continue
+        if item.is_dir() and not item.is_symlink():
+            shutil.rmtree(item)
+        else:
+            item.unlink()
 
 
 def _removed(item: Path, note: dict) -> bool:
