@@ -286,7 +286,8 @@ def repair_part(folder):
     x = torch.cat([x for x, _ in batches]).double()
     mine = x.tensor_split(8)[rank::world]
     pairs = find_pairs(model)
-    small = repair(model, pairs, random_mask(pairs), mine, batches=len(mine), progress=False)
+    given = dict(batches=len(mine), scales=15, progress=False)
+    small = repair(model, pairs, random_mask(pairs), mine, **given)
     save(small, f"{folder}/{world}{rank}")
 
 

@@ -11,7 +11,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from inspect import signature
 from itertools import islice
 from pathlib import Path
 
@@ -31,7 +30,7 @@ from spp.lab.tasks import (
     smollm2_task,
 )
 from ..method.path import SolutionPath
-from ..method.repair import repair
+from ..method.repair import SCALES, repair
 from ..training.finetune import finetune
 
 # %% ../../nbs/lab/16_repairs.ipynb #8d4f0e15
@@ -138,9 +137,8 @@ def _row(task: Task, setting: Setting, order: str, seed: int, folder: Path, prog
 # %% ../../nbs/lab/16_repairs.ipynb #8d4f0e12
 def _begun(whole: dict, name: str, task: Task, setting: Setting) -> dict:
     "What the record says of a task, or a new entry; another run's is dropped"
-    scales = signature(repair).parameters["scales"].default
     arguments = dict(steps=task.steps, batches=setting.batches, epochs=setting.epochs)
-    arguments |= dict(scales=scales)
+    arguments |= dict(scales=SCALES)  # at most
     by = "params" if setting.params else "units"
     kept = list(setting.params or task.kept)
     old = whole["tasks"].get(name, {})

@@ -319,7 +319,9 @@ def fit_scales(
 
     Fewer than four batches are too few to hold one out: then nothing is changed.
     """
-    if len(batches) * ranks()[1] < HELD_OUT:
+    device = next(small.parameters()).device
+    mean = over_ranks(torch.tensor(len(batches), dtype=torch.float64, device=device))
+    if mean.item() * ranks()[1] < HELD_OUT:  # the same in every process
         return Scales(0, [])
     names = [name for name in readers if _reads(small, name)]
     with evaluating(small, dense), torch.enable_grad():
