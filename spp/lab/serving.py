@@ -75,11 +75,13 @@ def speeds(
 # %% ../../nbs/lab/20_serving.ipynb #9d40c40e
 def _cuts(
     task: Task, params: float, seed: int, options: dict, folder: Path
-) -> tuple[nn.Module, nn.Module]:
-    "The cut, and the repaired one, from its folder if it is there"
+) -> tuple[nn.Module, nn.Module | None]:
+    "The cut; and the repaired one, from its folder if it is there"
     path = path_of(task, "spp", seed, folder, options["progress"])
     how = dict(heads="whole", align=32, params=params)
     batches = options["batches"]
+    if not batches:
+        return path.cut(**how), None
     place = folder / f"smollm2_{params:g}_{seed}_{batches}"
     if not place.exists():
         data = list(islice(task.data(batches, seed + 1000, length=512), batches))
@@ -98,38 +100,41 @@ def serving(
     out: str | os.PathLike = "results",  # folder
     params: float = 0.8,  # share of the parameters to cut to
     seed: int = 20,  # of search and repair
-    batches: int = 48,  # of two windows of 512 tokens to repair on
+    batches: int = 48,  # of two windows of 512 tokens to repair on; 0: no repair
     draws: int | None = None,  # as for `spp.repair`
     dtypes: Iterable[str] = ("f16", "q8_0"),  # of the files
     positions: int = 200,  # of a text on which llama.cpp is compared with torch
     rounds: int = 15,  # of timing
+    windows: int = 16,  # of 512 tokens for the perplexities
     folder: str | os.PathLike = "runs/serving",  # of the path, the cut and the files
     progress: bool = True,  # show bars
 ) -> Path:  # the file serving.json in `out`
     "SmolLM2 and a repaired cut of it in llama.cpp, beside torch and beside each other."
     begun, folder = time.time(), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    task, tokenizer = smollm2_task(), smollm2()[1]
+    task, tokenizer = smollm2_task(held_out=windows), smollm2()[1]
     options = dict(batches=batches, draws=draws, progress=progress)
-    plain, small = _cuts(task, params, seed, options, folder)
-    models = dict(dense=task.model, repaired=small)
+    plain, fixed = _cuts(task, params, seed, options, folder)
+    small = plain if fixed is None else fixed
+    models = dict(dense=task.model, cut=small)
     text = tokenizer(wikipedia()[95], return_tensors="pt").input_ids[0]
     rows = []
     for dtype in dtypes:
         files = _written(models, tokenizer, dtype, folder)
         timed = speeds(files, text[:128].tolist(), rounds=rounds, progress=progress)
         for (name, model), file, row in zip(models.items(), files, timed):
-            near = agreement(model, file, text[: positions + 1])
+            near = {} if model is task.model else agreement(model, file, text[: positions + 1])
             told = dict(model=name, dtype=dtype, bytes=file.stat().st_size)
             rows.append(told | dict(params=params_of(model)) | near | row)
+    scored = {"dense": task.model, "as cut": plain, "repaired": fixed}
     record = dict(
         rows=rows,
-        perplexity={k: task.score(m) for k, m in (models | {"as cut": plain}).items()},
+        perplexity={k: task.score(m) for k, m in scored.items() if m is not None},
         widths=small.spp.widths,
         engine=f"xllamacpp {version('xllamacpp')}",
         load=os.getloadavg()[0],
     )
     arguments = dict(params=params, batches=batches, draws=draws)
-    arguments |= dict(positions=positions, rounds=rounds)
+    arguments |= dict(positions=positions, rounds=rounds, windows=windows)
     record |= provenance(seed, time.time() - begun, arguments)
     return write_record(Path(out) / "serving.json", record)
