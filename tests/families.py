@@ -201,9 +201,32 @@ FAMILIES |= {
         lambda: hf.MistralForCausalLM(hf.MistralConfig(**_LLAMA, sliding_window=None))
     ),
     "hf_qwen2": _text(lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(**_QWEN2))),
+    # one map for q, k and v, and one for both halves of a gated MLP
+    "hf_phi3": _text(
+        lambda: hf.Phi3ForCausalLM(
+            hf.Phi3Config(**_LLAMA, pad_token_id=0, tie_word_embeddings=True)
+        )
+    ),
+    # values between the queries of one head and the next
+    "hf_gpt_neox": _text(
+        lambda: hf.GPTNeoXForCausalLM(hf.GPTNeoXConfig(**_BERT, tie_word_embeddings=False))
+    ),
+    "hf_distilbert": _text(
+        lambda: hf.DistilBertModel(
+            hf.DistilBertConfig(vocab_size=61, dim=48, n_layers=2, n_heads=3, hidden_dim=64)
+        )
+    ),
     "hf_qwen3": _text(lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**_LLAMA))),
 }
-ROTARY = {"hf_llama", "hf_llama_tied", "hf_mistral", "hf_qwen2", "hf_qwen3"}
+ROTARY = {
+    "hf_phi3",
+    "hf_gpt_neox",
+    "hf_llama",
+    "hf_llama_tied",
+    "hf_mistral",
+    "hf_qwen2",
+    "hf_qwen3",
+}
 
 
 # --- models of open_clip --------------------------------------------------------------------

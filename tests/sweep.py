@@ -10,9 +10,10 @@ import signal
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+import timm
 import torch
 import transformers as hf
 from torch import nn
@@ -327,7 +328,7 @@ class Row:
     "What came of one class"
 
     name: str  # of the class
-    status: str = ""  # held, left alone, wrong, crash, no model, no input
+    status: str = ""  # held, left alone, wrong, crash, late, no model, no input
     note: str = ""  # an error, or the reasons
     kinds: dict = field(default_factory=dict)  # class and kind of the cut layers → how many
     left: dict = field(default_factory=dict)  # reason → how often
@@ -414,6 +415,7 @@ def examined(
     else:
         row.status, row.note = "no input", _why(first) if first else "nothing finite"
         return
+    pairs = spp.find_pairs(model)  # again: a first run may change a model (BigBird)
     failed = prove(model, pairs, lambda m: next(iter(flat(_call(m, x)).values())))
     row.refused = list(failed.values())
     try:
@@ -429,8 +431,8 @@ def examined(
     row.status = row.status or "held"
 
 
-class _Late(Exception):
-    pass
+class _Late(BaseException):
+    "The time for a class is over; no other handler of errors takes it"
 
 
 @contextmanager
@@ -475,14 +477,14 @@ def one(
                 row = Row(name)
                 try:
                     _made(row, kind, other)
-                except _Late:
-                    raise
                 except Exception as e:
                     row.status, row.note = "no model", _why(e)
                 if row.status not in ("no model", "no input") or "million" in row.note:
                     break
                 if was.status == "no input":
                     row = was
+    except _Late as e:
+        row.status, row.note = "late", _why(e)
     except Exception as e:
         row.status, row.note = row.status or "no model", _why(e)
     row.seconds = time.time() - start
@@ -496,6 +498,72 @@ def names() -> list[str]:  # sorted
         for value in mapping.values():
             found |= {value} if isinstance(value, str) else set(value)
     return sorted(found)
+
+
+SMALLEST = [
+    "atto",
+    "femto",
+    "pico",
+    "nano",
+    "xxtiny",
+    "xxs",
+    "xx",
+    "tiny",
+    "ti",
+    "xs",
+    "small",
+    "s",
+]
+
+
+def timm_names() -> list[str]:  # sorted
+    "A small variant of each of timm's families, by their names"
+    out = []
+    for module in timm.list_modules():
+        every = [x for x in timm.list_models(module=module) if not x.startswith("test_")]
+
+        def size(name):
+            words = [w.rstrip("0123456789") for w in name.split("_")]
+            rank = [SMALLEST.index(w) for w in words if w in SMALLEST]
+            return min(rank, default=len(SMALLEST)), len(name)
+
+        out += sorted(every, key=size)[:1]
+    return sorted(out)
+
+
+def _of_timm(name):
+    "A model of timm with two blocks and a small image, as far as it takes these numbers"
+    for few in (
+        dict(depth=2, img_size=64),
+        dict(depths=(1, 1, 1, 1), img_size=128),
+        dict(depth=2),
+        dict(img_size=64),
+        {},
+    ):
+        with suppress(TypeError, AssertionError, RuntimeError, ValueError):
+            return timm.create_model(name, num_classes=7, **few)
+    raise ValueError("it cannot be made")
+
+
+def one_of_timm(
+    name: str,  # of a model of timm
+    seconds: int = 60,  # after which it is given up
+) -> Row:  # what came of it
+    "The law on one model of timm, at its own image size"
+    row, start = Row(name), time.time()
+    try:
+        with _within(seconds):
+            torch.manual_seed(0)
+            model = _of_timm(name)
+            size = model.pretrained_cfg.get("input_size", (3, 224, 224))
+            own = getattr(getattr(model, "patch_embed", None), "img_size", None) or size[1:]
+            examined(row, randomised(model), [torch.randn(2, 3, *own)])
+    except _Late as e:
+        row.status, row.note = "late", _why(e)
+    except Exception as e:
+        row.status, row.note = row.status or "no model", _why(e)
+    row.seconds = time.time() - start
+    return row
 
 
 def summary(
@@ -513,7 +581,7 @@ def main(argv):
     hf.logging.set_verbosity_error()
     torch.set_num_threads(1)
     library, *chosen = argv
-    every = names() if library == "transformers" else []
+    every, look = (names(), one) if library == "transformers" else (timm_names(), one_of_timm)
     if chosen and chosen[0][0].isdigit():
         i, n = map(int, chosen[0].split("/"))
         every = every[i::n]
@@ -521,7 +589,7 @@ def main(argv):
         every = chosen
     rows = []
     for name in every:
-        rows.append(one(name))
+        rows.append(look(name))
         print(rows[-1], f"| {rows[-1].seconds:.1f} s", flush=True)
     print(summary(rows))
     return int(any(row.status in ("wrong", "crash") for row in rows))

@@ -202,11 +202,17 @@ add(
     r"state_dict\(\) with safetensors",
 )
 add(
-    "save_pretrained of timm",
-    lambda w, tmp: spp.save_pretrained(w.model, tmp / "s"),
+    "save_pretrained of a model that no library knows",
+    lambda w, tmp: spp.save_pretrained(nn.Linear(3, 3), tmp / "s"),
     TypeError,
-    "writes models of transformers",
-    "Use spp.save",
+    "writes models of transformers, timm and open_clip",
+    r"Save its state_dict\(\) with safetensors",
+)
+add(
+    "save_pretrained of timm with a tokenizer",
+    lambda w, tmp: spp.save_pretrained(w.model, tmp / "s", tokenizer=w.model),
+    TypeError,
+    "must be a tokenizer or processor of transformers",
 )
 add(
     "find_pairs of a wrapper",

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import sweep
+import timm
 import torch
 import transformers as hf
 from families import randomised
@@ -215,6 +216,21 @@ def test_heads_that_stay():
     assert not any(isinstance(m, Outputs) for m in small.modules())
     share = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
     assert share <= 0.95 and abs(small.spp.got["params"] - share) < 1e-9
+
+
+def test_gates_of_each_sample():
+    "Where a layer sees patches in place of samples, each has the gates of its sample"
+    torch.manual_seed(0)
+    model = sweep.randomised(timm.create_model("mobilevit_xxs", num_classes=5)).double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    pairs = spp.find_pairs(model)
+    m = torch.rand(2, sum(p.n for p in pairs), dtype=torch.float64)
+    with torch.no_grad(), spp.gated(model, pairs) as gates:
+        gates.set(m)
+        both = model(x)
+        for i in range(2):
+            gates.set(m[i])
+            assert (model(x[i : i + 1])[0] - both[i]).abs().max() < 1e-9 * both.abs().max()
 
 
 @pytest.mark.slow

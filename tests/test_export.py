@@ -42,9 +42,8 @@ def tensors(x):
     return {k: v for k, v in x.items() if isinstance(v, torch.Tensor)}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_onnx(name):
-    "The graph that onnxruntime runs gives what the cut model gives, to 1e-4"
+def exported(name):
+    "A cut of a family as ONNX, its inputs by name, and what it answers"
     model, x = FAMILIES[name]()
     small = halved(randomised(model))
     given = tensors(x)
@@ -55,12 +54,34 @@ def test_onnx(name):
     program = torch.onnx.export(
         wrapped, tuple(given.values()), dynamo=True, verbose=False, input_names=list(given)
     )
-    session = onnxruntime.InferenceSession(
-        program.model_proto.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    return program.model_proto.SerializeToString(), given, want
+
+
+def near(got, want):
+    "Are outputs equal to 1e-4 of the largest?"
+    return (torch.from_numpy(got) - want).abs().max() <= 1e-4 * max(1, want.abs().max())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_onnx(name):
+    "The graph that onnxruntime runs gives what the cut model gives"
+    graph, given, want = exported(name)
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     inputs = {i.name: v.numpy() for i, v in zip(session.get_inputs(), given.values())}
     (got,) = session.run(None, inputs)
-    assert (torch.from_numpy(got) - want).abs().max() <= 1e-4 * max(1, want.abs().max())
+    assert near(got, want)
+
+
+@pytest.mark.parametrize("name", ("vit_features", pytest.param("hf_bert", marks=pytest.mark.slow)))
+def test_openvino(name):
+    "OpenVINO reads the same graph; on the CPU, in float32, it gives what the cut model gives"
+    openvino = pytest.importorskip("openvino", reason="OpenVINO (pip install openvino) is not here")
+    graph, given, want = exported(name)
+    core = openvino.Core()
+    exact = dict(INFERENCE_PRECISION_HINT="f32")
+    compiled = core.compile_model(core.read_model(model=graph), "CPU", exact)
+    got = compiled({k: v.numpy() for k, v in given.items()})[0]
+    assert near(got, want)
 
 
 COMPILED = ("deit_tiny", "swin", "eva02", "hf_bert", "hf_llama", "hf_gpt2", "open_clip_mha")

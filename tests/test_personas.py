@@ -373,6 +373,45 @@ def test_cifar(tmp_path, capsys):
     assert "on 40 samples" in capsys.readouterr().out
 
 
+# --- the libraries' own folders ----------------------------------------------------------------
+
+
+def timm_without_spp(model, loader, folder):
+    mlps = [pair for pair in spp.find_pairs(model) if pair.kind == "mlp"]
+    path = spp.search(model, loader, pairs=mlps, steps=4)
+    small = path.cut(params=0.8, uniform=True)
+    spp.finetune(small, loader, teacher=model, epochs=1)
+    spp.save_pretrained(small, folder, scores={"accuracy": 0.9})
+    return small, timm.create_model(f"local-dir:{folder}", pretrained=True)
+
+
+def test_timm_and_open_clip_without_spp(tmp_path):
+    "What they can load by themselves they load to the bit; the rest is told, and spp loads it"
+    torch.manual_seed(0)
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **TINY)
+    x, y = torch.randn(16, 3, 32, 32), torch.arange(16) % 3
+    loader = DataLoader(TensorDataset(x, y), 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small, stock = timm_without_spp(model, loader, tmp_path / "vit")
+    assert len({tuple(w.items()) for w in small.spp.widths.values()}) == 1
+    assert small.spp.got["params"] <= 0.8
+    file, ratio = tmp_path / "vit/model.safetensors", stock.blocks[0].mlp.fc1.out_features / 48
+    named = timm.create_model(
+        "vit_tiny_patch16_224", num_classes=3, mlp_ratio=ratio, checkpoint_path=file, **TINY
+    )
+    back = spp.load(tmp_path / "vit")
+    assert back.spp.params == small.spp.params
+    with torch.no_grad():
+        for other in (stock, named, back):
+            assert torch.equal(other.eval()(x), small.eval()(x))
+    uneven = spp.search(model, loader, steps=4, progress=False).cut(params=0.6)
+    with pytest.warns(UserWarning, match=r"only spp.load can read .*search the MLPs alone"):
+        spp.save_pretrained(uneven, tmp_path / "uneven")
+    with torch.no_grad():
+        assert torch.equal(spp.load(tmp_path / "uneven")(x), uneven.eval()(x))
+
+
 # --- how long ---------------------------------------------------------------------------------
 
 PERSONAS = [
@@ -384,6 +423,7 @@ PERSONAS = [
     with_lightning,
     with_timm,
     cifar,
+    timm_without_spp,
 ]
 
 

@@ -49,7 +49,7 @@ _NOT_THERE = (
 
 def of_network(
     error: BaseException | None,  # what a library raised
-) -> bool:
+) -> bool:  # yes or no
     "Does an error, or one behind it, come from a hub that cannot be reached?"
     while error is not None:
         if any(part in kind.__name__ for kind in type(error).__mro__ for part in _NOT_THERE):

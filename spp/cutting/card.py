@@ -52,21 +52,28 @@ def _of_cut(report: Any) -> list[str]:
     return lines
 
 
+_LOADS = {
+    "": 'spp.load("{name}")',
+    "transformers": 'transformers.{kind}.from_pretrained("{name}")',
+    "timm": 'timm.create_model("local-dir:{name}", pretrained=True)',
+    "open_clip": 'open_clip.create_model_and_transforms("local-dir:{name}")[0]',
+}
+
+
 def card(
     model: nn.Module,  # a cut model, or a dense one
     scores: Mapping[str, float] | None,  # what → its value
     name: str,  # of the folder
-    stock: bool,  # can the library's own class load it?
+    library: str = "",  # which can load it by itself; "": spp alone can
 ) -> str:  # Markdown
     "A model card."
     report = getattr(model, "spp", None)
     lines = _of_cut(report) if report else [f"- parameters: {params_of(model):,}"]
     kind = report.model if report else name_of(model)
-    load = f'{type(model).__name__}.from_pretrained("{name}")' if stock else f'spp.load("{name}")'
-    where = "transformers" if stock else "spp"
+    load = _LOADS[library].format(name=name, kind=type(model).__name__)
     out = [f"# {name}", "", f"A smaller {kind}, cut by Solution Path Pruning." if report else kind]
-    out += ["", *lines, "", "```python", f"import {where}", ""]
-    out += [f"model = {'transformers.' if stock else ''}{load}", "```", ""]
+    out += ["", *lines, "", "```python", f"import {library or 'spp'}", ""]
+    out += [f"model = {load}", "```", ""]
     if scores:
         out += ["| score | value |", "|---|---|"]
         out += [f"| {k} | {v:.4g} |" for k, v in scores.items()]

@@ -8,7 +8,6 @@ __all__ = ['obstacles', 'save_pretrained']
 # %% ../../nbs/cutting/04_pretrained.ipynb #3ce7541a
 import os
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,11 @@ from ..core.checks import said
 from ..core.files import check_output, replacing
 from ..core.formats import digest, save_json
 from .card import card, check_scores
-from .cut import differences
 from .files import PRETRAINED, packed, write_model
+from .native import save_native, some, unlike
 from ..models.pairs import adapter_of
 
 # %% ../../nbs/cutting/04_pretrained.ipynb #80d1d148
-def _some(names: Iterable) -> str:
-    "The first six of `names`, and a sign that there are more."
-    names = list(names)
-    return ", ".join(map(str, names[:6])) + (" …" if len(names) > 6 else "")
-
-
 def _uneven(config, other: dict[str, dict[int, dict]]) -> list[str]:
     "A line for each number of `config` that some layers would have otherwise."
     out = []
@@ -40,40 +33,10 @@ def _uneven(config, other: dict[str, dict[int, dict]]) -> list[str]:
         value = getattr(getattr(config, part) if part else config, key)
         layers = [i for i, row in other[part].items() if key in row]
         name = f"{part}.{key}" if part else key
-        out.append(f"{name} is {value}, but not in layers {_some(layers)}")
+        out.append(f"{name} is {value}, but not in layers {some(layers)}")
     return out
 
-
-def _innermost(names: Iterable[str]) -> list[str]:
-    "The modules of `names` that hold no other of them."
-    names = list(names)
-    return [
-        name
-        for name in names
-        if not any(x != name and x.startswith(name and name + ".") for x in names)
-    ]
-
 # %% ../../nbs/cutting/04_pretrained.ipynb #40bfe72c
-def _unlike(model: nn.Module, stock: nn.Module) -> list[str]:
-    "What `stock`, made by the library's own class, has otherwise than `model`, one line each."
-    if odd := differences(model, stock):
-        return [f"no number for all layers makes {_some(f'`{name}`' for name in _innermost(odd))}"]
-
-    def shapes(m):
-        return {name: x.shape for name, x in m.state_dict().items()}
-
-    if shapes(model) != shapes(stock):
-        return ["its parameters have other names or shapes"]
-    if len({p.dtype for p in model.parameters()}) > 1:
-        return ["its parameters are of several types"]
-    told = dict(stock.named_buffers())
-    return [
-        f"the values of `{name}` are not those that {type(model).__name__} computes"
-        for name, x in model.named_buffers()
-        if not torch.equal(told[name].to(x.dtype), x.cpu())
-    ]
-
-
 def obstacles(
     model: nn.Module,  # a cut model of transformers
     config: Any,  # its configuration, with the numbers of the cut
@@ -89,7 +52,7 @@ def obstacles(
     except Exception as e:  # whatever its constructor demands
         why = " ".join(str(e).split())
         return [f"{type(model).__name__} cannot be made from the numbers of this cut: {why}"]
-    return _unlike(model, stock)
+    return unlike(model, stock)
 
 # %% ../../nbs/cutting/04_pretrained.ipynb #f6fe9cf3
 def _write_stock(folder: Path, model: nn.Module, config, header: dict, tokenizer: Any) -> None:
@@ -106,35 +69,51 @@ def _write_stock(folder: Path, model: nn.Module, config, header: dict, tokenizer
     save_json(folder / "spp.json", PRETRAINED, header)
 
 
+def _warn(folder: str | os.PathLike, model: nn.Module, why: str) -> None:
+    "Say why only spp can read what was written, if there is a reason"
+    if why:
+        warnings.warn(
+            f"{folder}: only spp.load can read this model, the class {type(model).__name__} "
+            f"cannot. {why}",
+            stacklevel=3,
+        )
+
+
 def save_pretrained(
-    model: nn.Module,  # a cut model of transformers, or a dense one
+    model: nn.Module,  # of transformers, timm or open_clip: a cut model, or a dense one
     folder: str | os.PathLike,  # new, or one that `save_pretrained` wrote before (it is replaced)
     tokenizer: Any = None,  # or a processor: what has a `save_pretrained` and goes along
     scores: dict[str, float] | None = None,  # for the model card: what → its value
 ) -> Path:  # `folder`
-    """Write `model` for transformers, with a model card.
+    """Write `model` for its library, with a model card.
 
     A warning says so, and why, if only `spp.load` can read it. `TypeError` for models of another
     library and for those that could not be loaded, `FileExistsError` if the folder holds
     something else.
     """
     adapter = adapter_of(model)
-    if not hasattr(adapter, "stock_config"):
+    if adapter is None:
         raise TypeError(
-            "save_pretrained writes models of transformers; "
-            f"this is a {type(model).__name__}. Use spp.save."
+            "save_pretrained writes models of transformers, timm and open_clip; this is a"
+            f" {type(model).__name__}. Save its state_dict() with safetensors."
         )
     if tokenizer is not None and not hasattr(tokenizer, "save_pretrained"):
         raise TypeError(
             f"`tokenizer` must be a tokenizer or processor of transformers, got {said(tokenizer)}"
         )
     check_scores(scores)
+    if not hasattr(adapter, "stock_config"):
+        if tokenizer is not None:
+            raise TypeError("`tokenizer` goes along with models of transformers: leave it out")
+        folder = Path(folder).expanduser()
+        _warn(folder, model, save_native(model, folder, adapter, scores))
+        return folder
     check_output(folder, PRETRAINED, folder=True)
     tensors, header = packed(model)
     config, other = adapter.stock_config(model, header["widths"])
     odd = obstacles(model, config, other)
     with replacing(folder, PRETRAINED, folder=True) as new:
-        text = card(model, scores, Path(folder).name, stock=not odd)
+        text = card(model, scores, Path(folder).name, "" if odd else "transformers")
         (new / "README.md").write_text(text, encoding="utf-8")
         if odd:
             write_model(new, tensors, header)
@@ -143,10 +122,5 @@ def save_pretrained(
                 tokenizer.save_pretrained(new)
         else:
             _write_stock(new, model, config, header, tokenizer)
-    if odd:
-        warnings.warn(
-            f"{folder}: only spp.load can read this model, the class {type(model).__name__} "
-            f"cannot. {'; '.join(odd)}",
-            stacklevel=2,
-        )
+    _warn(folder, model, "; ".join(odd))
     return Path(folder).expanduser()

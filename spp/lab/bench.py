@@ -12,9 +12,11 @@ from .bench_clip import clip_bench
 from .calibrations import calibrations
 from .cost import search_cost, search_memory
 from .families import families
+from .heads import heads
 from .orders import orders
 from .picks import picks
 from .repairs import repairs
+from .serving import serving
 from .speed import speed
 from .tasks import TASKS
 from .torch_pruning import side_by_side

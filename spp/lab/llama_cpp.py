@@ -20,6 +20,7 @@ class LlamaCpp:
         file: str | os.PathLike,  # written by `save_gguf`
         context: int = 512,  # tokens that fit
         threads: int = 1,  # of llama.cpp
+        exact: bool = True,  # keep what was read in float32; False: llama.cpp's defaults
     ):
         import xllamacpp
 
@@ -27,8 +28,10 @@ class LlamaCpp:
         told.model.path = str(file)
         told.n_ctx, told.n_parallel = context, 1
         told.cpuparams.n_threads = told.cpuparams_batch.n_threads = threads
-        told.cache_type_k = told.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        told.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if exact:
+            flash = xllamacpp.llama_flash_attn_type
+            told.cache_type_k = told.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            told.flash_attn_type = flash.LLAMA_FLASH_ATTN_TYPE_DISABLED
         told.warmup = False
         told.verbosity = -1
         self.server = xllamacpp.Server(told)

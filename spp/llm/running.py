@@ -118,6 +118,10 @@ class _Request:
     judge: str | os.PathLike | None
 
     @property
+    def size(self) -> tuple[int | None, int | None]:
+        return self.windows, self.length
+
+    @property
     def by_units(self) -> bool:
         return "params" in self.asked
 
@@ -315,8 +319,7 @@ def run_llm(
     _check_call(metric, steps, seed, device, dtype, dict(repair=repair, uniform=uniform))
     out = check_output(out, KIND, folder=True)
     tokenizer, net = _loaded(request, dtype)
-    n, length = request.windows, request.length
-    ids = windows(request.calibration, tokenizer, n, length, seed, field=field)
+    ids = windows(request.calibration, tokenizer, *request.size, seed, field=field)
     text = None if request.judge is None else tokens(request.judge, tokenizer, "test", field)
     judged = _Judge(tokenizer, text, request.length, tasks, device)
     record = dict(

@@ -89,6 +89,11 @@ class Gates:
         return f"Gates: {self.n} units in {len(self.pairs)} pairs, {now}"
 
 # %% ../../nbs/models/01_gates.ipynb #7bd7aa88
+def _for_each(gates: Tensor, x: Tensor) -> Tensor:
+    "Gates per sample, repeated for the windows or patches that `x` has of each."
+    return gates if len(gates) == 1 else gates.repeat_interleave(len(x) // len(gates), 0)
+
+
 def _along(
     gates: Tensor,  # of one pair, shape [1 or batch, groups, size]
     pair: Pair,
@@ -98,8 +103,7 @@ def _along(
     flat = gates.flatten(1)
     if other := x.shape[-1] - flat.shape[1]:
         flat = F.pad(flat, (pair.offset, other - pair.offset), value=1.0)
-    if len(flat) > 1:
-        flat = flat.repeat_interleave(len(x) // len(flat), 0)
+    flat = _for_each(flat, x)
     return flat.view(len(flat), *(1,) * (x.dim() - 2), -1)
 
 
@@ -116,7 +120,7 @@ def _hook(gates: Gates, i: int, module: nn.Module) -> torch.utils.hooks.Removabl
         if gates.parts is None:
             return None
         if pair.side == "heads":  # y has the shape [batch, heads, tokens, size]
-            return y * gates.parts[i].unsqueeze(-2)
+            return y * _for_each(gates.parts[i], y).unsqueeze(-2)
         return y * _along(gates.parts[i], pair, y)
 
     if pair.side == "in":

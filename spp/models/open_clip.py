@@ -23,7 +23,7 @@ from open_clip.transformer import (
 )
 from torch import Tensor, nn
 
-from .open_clip_build import build, describe, example
+from .open_clip_build import build, describe, example, not_native, write_native
 from .open_clip_heads import cut_heads, empty_heads, stand_in, why_not
 from .pairs import Pair, align_up, check_widths, padded, resized, take
 

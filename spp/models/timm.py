@@ -18,7 +18,7 @@ from timm.models import swin_transformer_v2 as swin2
 from torch import Tensor, nn
 
 from .pairs import Pair, align_up, check_widths, padded, take
-from .timm_build import build, describe, example
+from .timm_build import build, describe, example, not_native, write_native
 from .timm_heads import ATTENTION, cut_attention
 from spp.models.timm_layers import (
     MLPS,

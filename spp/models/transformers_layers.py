@@ -513,7 +513,12 @@ def mlp(
     return None
 
 # %% ../../nbs/models/04_transformers_layers.ipynb #b12b281e
-_WIDTHS = ("intermediate_size", "ffn_dim", "n_inner")  # an MLP's width in configurations
+_WIDTHS = (
+    "intermediate_size",
+    "ffn_dim",
+    "n_inner",
+    "hidden_dim",
+)  # an MLP's width in configurations
 
 
 def config_of(

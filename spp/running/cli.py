@@ -614,6 +614,8 @@ def _benchmarks() -> dict[str, Callable[[Path], Path]]:
         "repair": bench.repairs,
         "calibration": bench.calibrations,
         "pick": bench.picks,
+        "heads": bench.heads,
+        "serving": bench.serving,
         "clip": clip_bench,
         "llm": llm_bench,
     }
