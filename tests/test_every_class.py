@@ -244,3 +244,14 @@ def test_sweep(part):
     print(*rows, sep="\n")
     assert not [str(row) for row in rows if row.status in ("wrong", "crash")]
     assert sum(row.status == "held" for row in rows) >= 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["beit_base_patch16_224", "mobilevit_xxs", "swin_tiny_patch4_window7_224"]
+)
+def test_sweep_of_timm(name):
+    "Attention and MLPs of small models of timm's families are found, and cut exactly"
+    row = sweep.one_of_timm(name)
+    assert row.status == "held", row
+    assert {kind.partition(":")[2] for kind in row.kinds} >= {"vo", "mlp"}
