@@ -72,7 +72,8 @@ def _judged(model: nn.Module, x: Any, labels: Any) -> tuple[Tensor, Tensor]:
         out, labels = out[labels != -100], labels[labels != -100]
     if out.dim() != 2:
         raise ValueError(f"classification needs logits of shape [batch, classes]; got {said(out)}")
-    if isinstance(labels, Tensor) and labels.shape == out.shape:
+    several = isinstance(labels, Tensor) and labels.shape == out.shape
+    if several and (labels.is_floating_point() or (labels.sum(1) != 1).any()):
         raise ValueError(
             f"labels are {said(labels)}, a number for each output, and classification needs a"
             " class number for each sample: write spp.evaluate(model, data, 'multilabel') or"
