@@ -206,6 +206,9 @@ def _check_model(path: SolutionPath, model: nn.Module) -> None:
         )
 
 # %% ../../nbs/method/03_path.ipynb #3f8fc797
+_OTHER_INPUTS = (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError)
+
+
 def _counted(model: nn.Module, pairs: list[Pair], example: Any) -> tuple[Costs, Any]:
     "What `model` and its units cost, and the input on which multiply-accumulates were counted."
     adapter = adapter_of(model)
@@ -214,7 +217,7 @@ def _counted(model: nn.Module, pairs: list[Pair], example: Any) -> tuple[Costs, 
     try:
         example = adapter.example(model)
         return unit_costs(model, pairs, example), example
-    except Exception:  # it takes other inputs than most of its family, or runs only some layers
+    except _OTHER_INPUTS:  # than those of its family, or only some layers run
         return unit_costs(model, pairs), None
 
 
