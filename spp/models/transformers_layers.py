@@ -383,10 +383,12 @@ def _few_units(module: nn.Module, names: tuple[str, ...], keep: Tensor) -> nn.Mo
 def _differ(module: nn.Module, names: tuple[str, ...]) -> bool:
     "Does a unit that a gate turns off matter to the others, in a small copy of an MLP?"
     keep = torch.arange(16) % 3 > 0
-    dense, small = (_few_units(module, names, x) for x in (keep | True, keep))
-    x = torch.randn(2, 5, size(module.get_submodule(names[0]))[1])
-    hook = dense.get_submodule(names[-1]).register_forward_pre_hook(lambda _, a: (a[0] * keep,))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        dense, small = (_few_units(module, names, x) for x in (keep | True, keep))
+        x = torch.randn(2, 5, size(module.get_submodule(names[0]))[1])
+        last = dense.get_submodule(names[-1])
+        hook = last.register_forward_pre_hook(lambda _, a: (a[0] * keep,))
         want = dense(x)
         hook.remove()
         got = small(x)
