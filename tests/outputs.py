@@ -171,6 +171,9 @@ OUTPUTS = {
     "stock": Output(
         lambda f: spp.save_pretrained(parts()["stock"], f), lambda f: values(spp.load(f))
     ),
+    "native": Output(
+        lambda f: spp.save_pretrained(parts()["model"], f), lambda f: values(spp.load(f))
+    ),
     "gguf": Output(
         lambda f: spp.save_gguf(parts()["stock"], f, letters(), "f32"),
         lambda f: Path(f).expanduser().read_bytes(),

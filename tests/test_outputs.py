@@ -24,7 +24,7 @@ from spp.running.runs import run, run_search
 from spp.training.finetune import finetune
 
 WHOLE = [name for name, output in OUTPUTS.items() if output.replaced]
-FOLDERS = ["model", "bytes", "stock", "family", "picked"]
+FOLDERS = ["model", "bytes", "stock", "native", "family", "picked"]
 MUTATIONS = 1000
 
 
