@@ -1510,6 +1510,18 @@ ACCEPTED = {
         lambda w, tmp: search(w, tmp, w.model, [w.x[:1]]),
         "few samples make a poor order, not a wrong one",
     ),
+    "a dict of one tensor": (
+        lambda w, tmp: search(w, tmp, w.model, [{"image": w.x}]),
+        "a model of one input takes it, whatever a data set calls it",
+    ),
+    "no loss of one's own": (
+        lambda w, tmp: finetune(w, tmp, loss=None),
+        "the loss that fits what the model answers and the labels",
+    ),
+    "no task": (
+        lambda w, tmp: judge(w, tmp, task=None),
+        "the measure that fits the model's head",
+    ),
     "a batch of zeros": (
         lambda w, tmp: search(w, tmp, w.model, [torch.zeros(4, 1, 8, 8)]),
         "a constant input is an input",
