@@ -476,9 +476,9 @@ def search(
         given |= dict(progress=progress, heads=heads)
         return _until_settled(model, data, loss, checkpoint, **given, **settings)
     given = pairs is not None
-    pairs = list(pairs) if given else find_pairs(model)
+    pairs = pairs if given else find_pairs(model)
     check_pairs(model, pairs)
-    pairs, data = _exact(model, pairs, data, given, read)
+    pairs, data = _exact(model, list(pairs), data, given, read)
     steps = int(steps)
     device = next(model.parameters()).device
     amp = _precision(device, amp)
