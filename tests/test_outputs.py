@@ -25,6 +25,7 @@ from spp.training.finetune import finetune
 
 WHOLE = [name for name, output in OUTPUTS.items() if output.replaced]
 FOLDERS = ["model", "bytes", "stock", "native", "family", "picked"]
+CHECKED = [name for name, output in OUTPUTS.items() if output.checked]
 MUTATIONS = 1000
 
 
@@ -146,7 +147,7 @@ def test_a_folder_where_a_file_is_read(tmp_path, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, output in OUTPUTS.items() if output.checked])
+@pytest.mark.parametrize("name", CHECKED)
 def test_damage_is_told(written, tmp_path, name):
     "Read as it was written, or an error that names the file and fits a paragraph"
     output = OUTPUTS[name]
@@ -156,7 +157,7 @@ def test_damage_is_told(written, tmp_path, name):
     before = output.read(place)
     chance = random.Random(0)
     told = same = 0
-    for k in range(-(-MUTATIONS // len(OUTPUTS))):
+    for k in range(-(-MUTATIONS // len(CHECKED))):
         file = held[k % len(held)]
         content = file.read_bytes()
         file.write_bytes(damaged(content, chance))
