@@ -1,5 +1,6 @@
 "Images as people keep them: classes in every split, parquet, several processes."
 
+import shutil
 from itertools import product
 
 import numpy as np
@@ -8,9 +9,11 @@ import timm
 import torch
 from PIL import Image
 from processes import together
+from test_core_files import run_child
 
+from spp.core.files import recover
 from spp.judging.data import images
-from spp.judging.folders import classes_of, pictures
+from spp.judging.folders import classes_of, divide, pictures
 
 
 def drawn(root, classes=("cat", "dog", "owl"), train=8, test=5, lacking=()):
@@ -92,3 +95,21 @@ def test_augmentation_never_leaves_no_bits(tmp_path):
     op.prob, op.magnitude = 1.0, 10.0
     shown = np.array(op(Image.new("RGB", (4, 4), (200, 100, 0))))
     assert shown.tolist() == [[[128, 0, 0]] * 4] * 4
+
+
+@pytest.mark.slow
+def test_a_division_that_is_killed_leaves_all_or_nothing(tmp_path):
+    "Before each of its file operations; the next start takes away what it had begun"
+    drawn(tmp_path / "drawn", ("cat", "dog"), train=2, test=1)
+    images_, out = tmp_path / "drawn/train", tmp_path / "new" / "divided"
+    whole = {f"{s}/{c}" for s in ("train", "val") for c in ("cat", "dog")}
+    kills = 0
+    while run_child(lambda: divide(images_, out), kills + 1):
+        kills += 1
+        recover(out)
+        if out.exists():
+            assert {str(f.parent.relative_to(out)) for f in out.rglob("*.jpg")} == whole, kills
+            shutil.rmtree(out)
+        assert not out.parent.exists() or not list(out.parent.iterdir()), kills
+    assert kills > 10 and len(list(out.rglob("*.jpg"))) == 4
+    assert all(link.is_symlink() for link in out.rglob("*.jpg"))
