@@ -278,7 +278,7 @@ def _loaded(request: _Request, dtype: str) -> tuple[Callable, nn.Module]:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"no language model {request.model!r}: expected a folder with a model and its"
-            f" tokenizer, or a name on the hub that can be reached "
+            f" tokenizer, or a name on the hub that can be reached"
             f" ({' '.join(str(error).split()):.200})"
         ) from error
     positions = getattr(net.config, "max_position_embeddings", 2048)
