@@ -1543,6 +1543,10 @@ ACCEPTED = {
         lambda w, tmp: loaded(w, tmp, "meta"),
         "PyTorch's name for a model of shapes alone",
     ),
+    "save_pretrained of a timm model": (
+        lambda w, tmp: spp.save_pretrained(w.model, tmp / "native"),
+        "timm has folders of its own, which `local-dir:` reads",
+    ),
     "more batches in a step than in an epoch": (
         lambda w, tmp: finetune(w, tmp, accumulate=100),
         "then an epoch is one step",
