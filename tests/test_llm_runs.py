@@ -157,6 +157,15 @@ def test_command_errors_in_a_new_process(stored, monkeypatch, args, text):
     fails(in_new_process, args, text)
 
 
+def test_a_folder_is_read_without_the_hub(stored, monkeypatch, tmp_path):
+    monkeypatch.setattr("spp.core.hub.hub_answers", lambda: pytest.fail("the hub was asked"))
+    given = dict(sparsity=0.5, n=2, length=16)
+    run_llm(str(stored / "gpt2"), tmp_path / "out", str(stored / "a.txt"), **given)
+    assert (tmp_path / "out" / "llm.json").exists()
+    with pytest.raises(pytest.fail.Exception, match="the hub was asked"):
+        run_llm("no/such", tmp_path / "none", str(stored / "a.txt"), **given)
+
+
 def test_a_column_of_the_text(stored, monkeypatch):
     "`--field` says which column of a .jsonl is the text; without it the columns are named"
     monkeypatch.chdir(stored)

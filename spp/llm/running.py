@@ -8,6 +8,7 @@ __all__ = ['TASKS', 'LLM_RECIPES', 'KIND', 'zero_shot', 'LLMRecipe', 'run_llm']
 # %% ../../nbs/llm/07_running.ipynb #d0fdc4f4
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import time
@@ -272,7 +273,8 @@ def _loaded(request: _Request, dtype: str) -> tuple[Callable, nn.Module]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        with cache_without_hub():
+        here = os.path.isdir(request.model)
+        with nullcontext() if here else cache_without_hub():
             tokenizer = AutoTokenizer.from_pretrained(request.model)
             net = AutoModelForCausalLM.from_pretrained(request.model, dtype=dtype).eval()
     except (OSError, ValueError) as error:
