@@ -1,12 +1,15 @@
 """The command `spp` as a user types it.
 
-`spp` starts a process, which takes seconds to import PyTorch; `inside` calls the command here.
+`spp` starts a process, a fork of one that has imported the libraries; `inside` calls the command
+here.
 """
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from processes import Interpreter, as_begun
 
 MAIN = "from spp.running.cli import main; main()"
 
@@ -17,6 +20,19 @@ def python(
     env: dict | None = None,  # added to this process's environment
 ) -> subprocess.CompletedProcess:  # with stdout and stderr as text
     "Run Python and wait for it."
+    command = [*map(str, args)]
+    environment = {**os.environ, **(env or {})}
+    if command[0] != "-m" and as_begun(environment):
+        return Interpreter(command, str(cwd or Path.cwd()), environment).wait()
+    return new_python(*command, cwd=cwd, env=env)
+
+
+def new_python(
+    *args,  # of the interpreter
+    cwd: Path | None = None,  # where it runs
+    env: dict | None = None,  # added to this process's environment
+) -> subprocess.CompletedProcess:  # with stdout and stderr as text
+    "Run Python from its very beginning, with every import still before it."
     return subprocess.run(
         [sys.executable, *map(str, args)],
         capture_output=True,

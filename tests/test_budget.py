@@ -1,8 +1,6 @@
 "Budgets are met from below, within one percent, on models of real shape; contradictions are told"
 
 import random
-import subprocess
-import sys
 import warnings
 
 import open_clip
@@ -10,6 +8,7 @@ import pytest
 import timm
 import torch
 import transformers as hf
+from command import python
 
 from spp import find_pairs, save_pretrained
 from spp.cutting.budget import cost_of, macs_of, params_of, solve, unit_costs
@@ -175,8 +174,7 @@ def test_equal_widths_without_spp(tmp_path):
         warnings.simplefilter("error")
         save_pretrained(small, tmp_path / "m")
     torch.save(small(torch.arange(9)[None]).logits, tmp_path / "y.pt")
-    command = [sys.executable, "-c", WITHOUT_SPP, str(tmp_path / "m"), str(tmp_path / "y.pt")]
-    r = subprocess.run(command, capture_output=True, text=True)
+    r = python("-c", WITHOUT_SPP, tmp_path / "m", tmp_path / "y.pt")
     assert r.returncode == 0, r.stderr
     groups, hidden = map(int, r.stdout.split())
     assert 0 < groups <= 3

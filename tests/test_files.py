@@ -1,9 +1,6 @@
 "Models and paths on disk: round trips in a new process, damage, folders that hold other things"
 
 import json
-import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import open_clip
 import pytest
 import torch
 import transformers
+from command import python
 from families import FAMILIES, TEXT, VISION, out, randomised, to
 
 import spp.cutting.files
@@ -29,10 +27,9 @@ def halved(model):
     return cut(model, pairs, random_half(pairs))
 
 
-def python(code, *args, **kw):
+def output(code, *args, **kw):
     "Run `code` in a new process; its output"
-    command = [sys.executable, "-c", code, *map(str, args)]
-    r = subprocess.run(command, capture_output=True, text=True, **kw)
+    r = python("-c", code, *args, **kw)
     assert r.returncode == 0, r.stderr
     return r.stdout
 
@@ -59,7 +56,7 @@ def check_fresh_process(names, tmp_path):
         save(small, tmp_path / name)
         told = {"x": x, "y": out(small, x).detach(), "report": str(small.spp)}
         torch.save(told, tmp_path / f"{name}.pt")
-    assert python(FRESH, *(tmp_path / name for name in names)) == "all\n"
+    assert output(FRESH, *(tmp_path / name for name in names)) == "all\n"
 
 
 def test_fresh_process(tmp_path):
@@ -384,8 +381,10 @@ def test_even_cut_without_spp(tmp_path):
             told = {"class": "AutoModelForCausalLM", "output": "logits"}
         told |= {"x": x, "y": out(small, x).detach()}
         torch.save(told, tmp_path / f"{name}.pt")
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    assert python(WITHOUT_SPP, *(tmp_path / name for name in names), env=env) == "all\n"
+    assert (
+        output(WITHOUT_SPP, *(tmp_path / name for name in names), env={"HF_HUB_OFFLINE": "1"})
+        == "all\n"
+    )
 
 
 @pytest.mark.parametrize("name", HF)

@@ -2,12 +2,11 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from command import python
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).with_name("finetuning.py")
@@ -16,8 +15,7 @@ TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 def train(out, how, checkpoint="", dies=-1, launch=()):
     "Run `finetuning.py`"
-    command = [sys.executable, *launch, SCRIPT, out, checkpoint, dies, how]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    return python(*launch, SCRIPT, out, checkpoint, dies, how)
 
 
 def rows(out):

@@ -204,14 +204,21 @@ def test_uniform_is_llama(tmp_path):
 
 
 def test_types(tmp_path):
-    "16 bits within rounding; bytes near, with rows filled up to blocks of 32"
+    """16 bits within rounding; bytes near, with rows filled up to blocks of 32.
+
+    Half precision keeps three bits more than bfloat16: an eighth of its error. (Ten draws of the
+    weights: .015 to .031, .10 to .35 and .32 to .68; the draws differ between processors.)
+    """
     small = by_heads(loud(llama()), units=0.6)
-    for dtype, most in (("f16", 2e-2), ("bf16", 0.3), ("q8_0", 1.0)):
+    off = {}
+    for dtype, most in (("f16", 0.05), ("bf16", 0.5), ("q8_0", 1.0)):
         file = save_gguf(small, tmp_path / "small.gguf", bytes_tokenizer(), dtype)
         told, reader = fields(file)
-        assert apart(small, file, 60)[0] < most, dtype
+        off[dtype] = apart(small, file, 60)[0]
+        assert off[dtype] < most, dtype
         kinds = {t.tensor_type.name for t in reader.tensors if len(t.shape) > 1}
         assert kinds == {dtype.upper()}
+    assert 3 * off["f16"] < off["bf16"] < 24 * off["f16"]
     hidden = told["deci.feed_forward_length"]
     assert all(n % 32 == 0 for n in hidden)
     assert hidden != [w["hidden"] for w in small.spp.widths.values() if "hidden" in w]

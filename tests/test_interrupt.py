@@ -2,14 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import timm
 import torch
 from command import MAIN, inside, python
+from processes import Interpreter
 
 import spp
 from spp.running import runs
@@ -147,17 +146,22 @@ def test_a_command_that_keeps_nothing(monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_a_signal_from_outside(tmp_path):
     "SIGINT to the program while it searches, as a terminal sends it; the same command goes on"
-    args = [sys.executable, "-c", MAIN, "run", "deit_tiny", "--smoke", "--out", "out"]
-    args += ["--update", "60", "--prune", "0", "--finetune", "0"]
-    child = subprocess.Popen(args, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=os.environ)
+    small = (
+        "from spp.running.recipes import RECIPES, Recipe\n"
+        "RECIPES['tiny'] = Recipe('test_vit', 400, 0, 0, 4, 1e-3)\n"
+    )
+    args = ["-c", small + MAIN, "run", "tiny", "--smoke", "--out", "out"]
+    args += ["--update", "400", "--prune", "0", "--finetune", "0"]
+    child = Interpreter(args, str(tmp_path), {**os.environ})
     file = tmp_path / "out" / "search.run"
     since = time.time()
     while not file.exists() and time.time() - since < 300:
-        assert child.poll() is None, child.stderr.read()
+        assert child.poll() is None, child.wait().stderr
         time.sleep(0.1)
     child.send_signal(signal.SIGINT)
-    _, errors = child.communicate(timeout=120)
-    assert child.returncode == 130, errors
+    stopped = child.wait()
+    errors = stopped.stderr
+    assert stopped.returncode == 130, errors
     assert "Traceback" not in errors
     assert (
         errors.strip()
@@ -167,5 +171,5 @@ def test_a_signal_from_outside(tmp_path):
             f"{tmp_path / 'out'} keeps what is done: the same command resumes it"
         )
     )
-    done = python(*args[1:], cwd=tmp_path)
+    done = python(*args, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -3,11 +3,10 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 from causal import CAUSAL, TEXT, words
+from command import python, spp
 from families import randomised
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -38,8 +37,7 @@ def in_process(*args):
 
 def in_new_process(*args):
     "`spp` with these arguments, in a new process: exit status, output, errors"
-    command = [sys.executable, "-c", "from spp.running.cli import main; main()", *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = spp(*args)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -112,8 +110,7 @@ def test_command_and_reload_in_new_processes(stored, monkeypatch, name):
     assert status == 0, errors
     record = json.loads((out / "llm.json").read_text())
     right(name, out, said, record)
-    command = [sys.executable, "-c", AGAIN, str(out)]
-    again = subprocess.run(command, capture_output=True, text=True)
+    again = python("-c", AGAIN, out)
     assert again.returncode == 0, again.stderr
     value = json.loads(again.stdout.splitlines()[-1])
     assert abs(value / record["pruned"]["value"] - 1) < 1e-6
@@ -261,7 +258,7 @@ def asked(stored, monkeypatch):
 @pytest.mark.slow
 def test_zero_shot_and_datasets(asked):
     "Own tasks through lm_eval, own data through datasets, against likelihoods; nothing is fetched"
-    done = subprocess.run([sys.executable, "-c", TASK], capture_output=True, text=True)
+    done = python("-c", TASK)
     assert done.returncode == 0, done.stderr
     said, want = map(json.loads, done.stdout.splitlines()[-2:])
     assert said["dense"] == {"facts": pytest.approx(want)}

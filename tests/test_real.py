@@ -3,11 +3,9 @@
 The law at real weights, and cuts carried elsewhere. Skipped where the registry is away.
 """
 
-import subprocess
-import sys
-
 import pytest
 import torch
+from command import python
 from families import out, to
 from test_export import Answer, onnxruntime, tensors
 
@@ -76,9 +74,7 @@ def test_real_weights(real, tmp_path):
 
     save(small, tmp_path / "m")
     torch.save({"x": x, "y": y}, tmp_path / "xy.pt")
-    done = subprocess.run(
-        [sys.executable, "-c", AGAIN, str(tmp_path)], capture_output=True, text=True
-    )
+    done = python("-c", AGAIN, tmp_path)
     assert done.returncode == 0, done.stderr
 
     inputs = ((), x) if isinstance(x, dict) else ((x,), {})

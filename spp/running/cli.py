@@ -146,7 +146,7 @@ def demo(
         "runs/demo"
     ),
     steps: Annotated[int, Option(help="Steps of the search.")] = 400,
-    epochs: Annotated[int, Option(help="Epochs of each fine-tuning.")] = 3,
+    epochs: Annotated[int, Option(help="Epochs of each fine-tuning.")] = 2,
     seed: Annotated[int, Option(help="Seed of the search and of the training.")] = 0,
     quiet: Quiet = False,  # nothing but results and errors
 ):
