@@ -64,7 +64,7 @@ def _products(y: Tensor) -> Tensor:
     return y.mT @ y
 
 # %% ../../nbs/method/04_balance.ipynb #20c5d9e8
-_Look = tuple[str, Callable[[Tensor], list[Tensor]]]  # name of a layer; its input → sums over rows
+_Look = tuple[str, list[int], Callable]  # a layer; which of its inputs, and their sums over rows
 
 
 def _look_at_values(model: nn.Module, pair: Pair) -> _Look:
@@ -74,7 +74,7 @@ def _look_at_values(model: nn.Module, pair: Pair) -> _Look:
         heads = z.unflatten(-1, (pair.groups, -1, pair.size))  # [rows, groups, sharing, size]
         return [_products(heads.permute(1, 0, 2, 3).flatten(1, 2))]
 
-    return import_module("spp." + pair.adapter).reader(model, pair), sums
+    return import_module("spp." + pair.adapter).reader(model, pair), [0], sums
 
 
 def _look_at_queries(model: nn.Module, pair: Pair) -> _Look:
@@ -84,12 +84,13 @@ def _look_at_queries(model: nn.Module, pair: Pair) -> _Look:
     def by_head(y):
         return y.unflatten(-1, (pair.groups, pair.size)).transpose(0, 1)
 
-    def sums(x):
+    def sums(x, z):
         q = by_head(F.linear(x, query, bias))
-        k = by_head(F.linear(x, key))
-        return [_products(q), _products(k), k.float().sum(1)]
+        k = by_head(F.linear(z, key))
+        return [_products(q) * (len(z) / len(x)), _products(k), k.float().sum(1)]
 
-    return pair.site, sums
+    keys = getattr(import_module("spp." + pair.adapter), "KEYS", 0)
+    return pair.site, [0, keys], sums
 
 # %% ../../nbs/method/04_balance.ipynb #b5a73d20
 class _Watch:
@@ -109,11 +110,12 @@ class _Watch:
         return x.flatten(0, -2)
 
     def add(self, i: int, args: tuple, kwargs: dict) -> None:
-        "Add what layer `i` is called with: its first tensor of floating-point numbers."
+        "Add what layer `i` is called with: its tensors of floating-point numbers."
         given = (*args, *kwargs.values())
-        x = next(t for t in given if isinstance(t, Tensor) and t.is_floating_point())
-        x = self.rows(x)
-        new = [*self.looks[i][1](x), torch.tensor(float(len(x)), device=x.device)]
+        given = [t for t in given if isinstance(t, Tensor) and t.is_floating_point()]
+        _, which, sums = self.looks[i]
+        read = [self.rows(given[k]) for k in which]
+        new = [*sums(*read), torch.tensor(float(len(read[-1])), device=read[-1].device)]
         old = self.sums[i]
         self.sums[i] = new if old is None else [a + b for a, b in zip(old, new)]
 
@@ -121,7 +123,7 @@ class _Watch:
     def on(self, model: nn.Module) -> Iterator[None]:
         "Watch `model` in a `with` block."
         hooks = []
-        for i, (name, _) in enumerate(self.looks):
+        for i, (name, *_) in enumerate(self.looks):
 
             def hook(_, args, kwargs, i=i):
                 self.add(i, args, kwargs)

@@ -109,7 +109,8 @@ def _is_of(model: nn.Module, pair: Pair, own: set[Pair]) -> bool:
     if pair.adapter != Pair.adapter:
         return pair in own
     try:
-        return mlp_pair(model, pair.block, pair.first, pair.second) == pair
+        names = pair.block, pair.first, pair.second
+        return mlp_pair(model, *names, batch=pair.batch) == pair
     except TypeError:
         return False
 

@@ -89,9 +89,18 @@ class Gates:
         return f"Gates: {self.n} units in {len(self.pairs)} pairs, {now}"
 
 # %% ../../nbs/models/01_gates.ipynb #7bd7aa88
-def _for_each(gates: Tensor, x: Tensor) -> Tensor:
+def _for_each(gates: Tensor, x: Tensor, pair: Pair) -> Tensor:
     "Gates per sample, repeated for the windows or patches that `x` has of each."
-    return gates if len(gates) == 1 else gates.repeat_interleave(len(x) // len(gates), 0)
+    if len(gates) == 1:
+        return gates
+    times, rest = divmod(x.shape[pair.batch], len(gates))
+    if rest:
+        raise ValueError(
+            f"`{pair.gate}` works on [{', '.join(map(str, x.shape))}], where axis {pair.batch}"
+            f" should be {len(gates)} samples, or some rows of each. Are they on axis 1? Then"
+            f" declare it so: mlp_pair(…, batch=1)"
+        )
+    return gates.repeat_interleave(times, 0)
 
 
 def _along(
@@ -103,8 +112,10 @@ def _along(
     flat = gates.flatten(1)
     if other := x.shape[-1] - flat.shape[1]:
         flat = F.pad(flat, (pair.offset, other - pair.offset), value=1.0)
-    flat = _for_each(flat, x)
-    return flat.view(len(flat), *(1,) * (x.dim() - 2), -1)
+    flat = _for_each(flat, x, pair)
+    shape = [1] * (x.dim() - 1)
+    shape[pair.batch if len(flat) > 1 else 0] = len(flat)
+    return flat.view(*shape, -1)
 
 
 def _hook(gates: Gates, i: int, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -120,7 +131,7 @@ def _hook(gates: Gates, i: int, module: nn.Module) -> torch.utils.hooks.Removabl
         if gates.parts is None:
             return None
         if pair.side == "heads":  # y has the shape [batch, heads, tokens, size]
-            return y * _for_each(gates.parts[i], y).unsqueeze(-2)
+            return y * _for_each(gates.parts[i], y, pair).unsqueeze(-2)
         return y * _along(gates.parts[i], pair, y)
 
     if pair.side == "in":

@@ -194,7 +194,9 @@ def cut(
         old.c_fc = take(old.c_fc, index, 0)
         old.c_proj = take(old.c_proj, index, 1)
         return {"hidden": hidden}
-    new = cut_heads(old, *masks, align)
+    given = {p.kind: mask for p, mask in zip(pairs, masks)}
+    whole = torch.ones_like(masks[0])  # a pair that was not given keeps everything
+    new = cut_heads(old, *(given.get(kind, whole) for kind in ("qk", "vo")), align)
     model.set_submodule(site, new)
     return {"heads": new.num_heads, "head_dim": new.head_dim}
 

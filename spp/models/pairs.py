@@ -37,6 +37,7 @@ class Pair:
     gate: str  # module at which the gate multiplies, e.g. "blocks.3.attn.proj"
     side: str = "in"  # what is multiplied: "in", its input; "out", its output; "heads", see above
     offset: int = 0  # where the units begin on the last axis
+    batch: int = 0  # axis of the samples in what is multiplied
     attended: int = 0  # multiply-accumulates of a unit per pair of tokens
     stock: str = field(default="", compare=False)  # what a configuration can lower
     counts: tuple[int, ...] = field(default=(), compare=False)  # groups allowed; empty: any
@@ -102,6 +103,7 @@ def heads_of(
     return torch.cat(parts)
 
 # %% ../../nbs/models/00_pairs.ipynb #17ec7b0d
+_TORCH = "spp.models.torch"  # the adapter of PyTorch's own blocks, in models of any class
 ADAPTERS = {
     "timm": "spp.models.timm",
     "open_clip": "spp.models.open_clip",
@@ -198,11 +200,11 @@ def has_values(
 def _by_blocks(model: nn.Module) -> tuple[list[Pair], dict[str, str]]:
     "What the adapters find in a model that is not of their library but holds modules of it"
     pairs, skipped = [], {}
-    for name in dict.fromkeys(type(m).__module__.split(".")[0] for m in model.modules()):
-        if name in ADAPTERS:
-            found, why = import_module(ADAPTERS[name]).pairs(model)
-            pairs += [p for p in found if p not in pairs]
-            skipped |= why
+    names = dict.fromkeys(type(m).__module__.split(".")[0] for m in model.modules())
+    for adapter in [*(ADAPTERS[name] for name in names if name in ADAPTERS), _TORCH]:
+        found, why = import_module(adapter).pairs(model)
+        pairs += [p for p in found if p not in pairs]
+        skipped |= why
     return pairs, skipped
 
 
@@ -242,7 +244,7 @@ def find_pairs(
     reasons = "".join(f"\n  {name}: {why}" for name, why in alone.items())
     raise TypeError(
         f"no pairs in {type(model).__name__}: looked for attention and MLP blocks of timm,"
-        f" open_clip and transformers.{reasons}\n"
+        f" open_clip, transformers and PyTorch.{reasons}\n"
         "  Pass a model that has such blocks, or pairs=[...] from"
         " `mlp_pair(model, block, first, second)` for MLPs of your own."
         ' See the tutorial "Your own model".'
@@ -264,6 +266,7 @@ def opened(
         for module, call in compiled:
             stack.callback(setattr, module, "_compiled_call_impl", call)
             module._compiled_call_impl = None
+        stack.enter_context(import_module(_TORCH).without_nesting(model))
         for name in dict.fromkeys(p.adapter for p in pairs):
             if name == Pair.adapter:
                 continue  # pairs of this module, which sit at modules already
@@ -296,6 +299,8 @@ def mlp_pair(
     block: str,  # name of the module that holds both layers, e.g. "encoder.3"; "" for `model`
     first: str,  # its first `nn.Linear`, e.g. "fc1"
     second: str,  # its second
+    *,
+    batch: int = 0,  # axis of the samples in what they read; 1 where tokens come first
 ) -> Pair:  # of kind "mlp", for `pairs=[…]`
     "The pair of two linear layers with an elementwise function between them"
     site, gate = _dotted(block, first), _dotted(block, second)
@@ -309,7 +314,8 @@ def mlp_pair(
         )
     weights = a.in_features + b.out_features
     params = weights + (a.bias is not None)
-    return Pair(block, "mlp", first, second, 1, a.out_features, params, weights, site, gate)
+    sizes = 1, a.out_features, params, weights
+    return Pair(block, "mlp", first, second, *sizes, site, gate, batch=batch)
 
 # %% ../../nbs/models/00_pairs.ipynb #15e885e8
 def resized(
