@@ -98,15 +98,16 @@ def _run_and_count(
     model: nn.Module,
     pairs: list[Pair],
     x: Tensor | dict[str, Tensor],
-) -> tuple[int, list[tuple[int, int]]]:
+) -> tuple[int, list[tuple[float, int]]]:
     "MACs of a forward pass; for each pair its tokens, and the tokens that each attends to."
     seen = {}
 
     def listener(i: int, pair: Pair):
         def look(module, inputs, output):
             y = inputs[0] if pair.side == "in" else output
-            values = pair.n if pair.side == "heads" else y.shape[-1]  # of one token
-            seen[i] = (y.numel() // values, y.shape[-2])
+            every = pair.side in ("heads", "experts")  # no row has the units of all groups
+            values = pair.n if every else y.shape[-1]  # of one token
+            seen[i] = (y.numel() / values, y.shape[-2])
 
         return look
 
@@ -132,11 +133,11 @@ def unit_costs(
     if x is not None:
         dense["macs"], seen = _run_and_count(model, pairs, x)
         unit["macs"] = [
-            tokens * (p.weights + p.attended * attended)
+            round(tokens * (p.weights + p.attended * attended))
             for p, (tokens, attended) in zip(pairs, seen)
         ]
         group["macs"] = [
-            tokens * (p.group[1] + p.group[2] * attended)
+            round(tokens * (p.group[1] + p.group[2] * attended))
             for p, (tokens, attended) in zip(pairs, seen)
         ]
     return Costs(dense, unit, group)

@@ -310,6 +310,17 @@ def _never_worse(
     return plain
 
 
+def _say_experts(pairs: list[Pair]) -> None:
+    "Warn that experts are not repaired"
+    sites = [p.site for p in pairs if p.side == "experts"]
+    if sites:
+        warnings.warn(
+            f"the experts of {len(sites)} layers ({sites[0]}, …) are as they were cut: a repair"
+            " refits the maps that read attention and other MLPs. Fine-tune to repair these, too.",
+            stacklevel=3,
+        )
+
+
 SCALES = 15  # steps of `fit_scales`, where nothing else is asked
 _ENOUGH = 1000  # samples from which on they pay
 
@@ -439,5 +450,6 @@ def repair(
         told = fit_scales(small, model, names, inputs, read, scales, amp=amp, progress=progress)
         small.spp.path["repair"]["scales"] = told._asdict()
     _say_few(choices, nets.readers)
+    _say_experts(pairs)
     plainly = partial(cut, model, pairs, mask, align=align)
     return _never_worse(model, small, plainly, inputs, read, amp)

@@ -65,11 +65,11 @@ def readers(
     model: nn.Module,  # any model
     pairs: list[Pair],  # its pairs
     mask: Tensor,  # units that stay, bool, shape [n]
-) -> list[Reader]:  # one for each pair but `qk`, in the order of the pairs
+) -> list[Reader]:  # one for each pair but `qk` and experts, in their order
     "The layers that read units, and which of their inputs stay"
     found = []
     for i, (pair, keep) in enumerate(zip(pairs, split_units(mask.bool().cpu(), pairs))):
-        if pair.kind == "qk":
+        if pair.kind == "qk" or pair.side == "experts":
             continue
         name = pair.gate
         if pair.kind == "vo":

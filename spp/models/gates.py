@@ -118,6 +118,11 @@ def _along(
     return flat.view(*shape, -1)
 
 
+def _of_rows(gates: Tensor, expert: Tensor, token: Tensor, tokens: int) -> Tensor:
+    "The gates of each row, shape [rows, size], where rows went to experts"
+    return gates[token * len(gates) // tokens, expert]
+
+
 def _hook(gates: Gates, i: int, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
     "Multiply the input or the output of `module` by the gates of pair `i`"
     pair = gates.pairs[i]
@@ -125,6 +130,8 @@ def _hook(gates: Gates, i: int, module: nn.Module) -> torch.utils.hooks.Removabl
     def before(_, args):
         if gates.parts is None:
             return None
+        if pair.side == "experts":
+            return (args[0] * _of_rows(gates.parts[i], *args[1:]), *args[1:])
         return (args[0] * _along(gates.parts[i], pair, args[0]), *args[1:])
 
     def after(_, args, y):
@@ -134,7 +141,7 @@ def _hook(gates: Gates, i: int, module: nn.Module) -> torch.utils.hooks.Removabl
             return y * _for_each(gates.parts[i], y, pair).unsqueeze(-2)
         return y * _along(gates.parts[i], pair, y)
 
-    if pair.side == "in":
+    if pair.side in ("in", "experts"):
         return module.register_forward_pre_hook(before)
     return module.register_forward_hook(after)
 

@@ -29,13 +29,13 @@ class Pair:
     kind: str  # "qk", "vo", "mlp" or "glu"
     first: str  # name of the map that makes the units
     second: str  # name of the map that consumes them; for `qk` the other factor
-    groups: int  # heads; 1 for an MLP
+    groups: int  # heads, or experts; 1 for an MLP
     size: int  # units in each group
     params: int  # parameters that leave with one unit
     weights: int  # of those, matrix entries
     site: str  # module that is rebuilt when the pair is cut, e.g. "blocks.3.attn"
     gate: str  # module at which the gate multiplies, e.g. "blocks.3.attn.proj"
-    side: str = "in"  # what is multiplied: "in", its input; "out", its output; "heads", see above
+    side: str = "in"  # what is multiplied: "in", its input; "out", its output; others: see above
     offset: int = 0  # where the units begin on the last axis
     batch: int = 0  # axis of the samples in what is multiplied
     attended: int = 0  # multiply-accumulates of a unit per pair of tokens
@@ -54,7 +54,8 @@ class Pair:
         return self.groups * self.size
 
     def __repr__(self):
-        heads = f" in {self.groups} heads" if self.groups > 1 else ""
+        group = "experts" if self.side == "experts" else "heads"
+        heads = f" in {self.groups} {group}" if self.groups > 1 else ""
         return (
             f"{self.kind} {self.block}: {self.first} → {self.second},"
             f" {self.n} units{heads} of {self.params} parameters"
@@ -208,25 +209,13 @@ def _by_blocks(model: nn.Module) -> tuple[list[Pair], dict[str, str]]:
     return pairs, skipped
 
 
-def _experts(model: nn.Module) -> dict[str, str]:
-    "Modules that hold the weights of several experts in one tensor, and why they stay."
-    why = "experts keep their weights in one tensor, which is left as it is"
-    return {
-        name: why
-        for name, module in model.named_modules()
-        if "expert" in type(module).__name__.lower()
-        and any(p.dim() == 3 for p in module.parameters(recurse=False))
-    }
-
-
 def skipped(
     model: nn.Module,  # any model
 ) -> dict[str, str]:  # module → why no pair of it is cut; pairs of layers that others cut are out
     "The layers that `find_pairs` leaves alone as a whole, and the reasons."
     adapter = adapter_of(model)
     found = (adapter.pairs(model) if adapter else _by_blocks(model))[1]
-    layers = {name: why for name, why in found.items() if not name.startswith("qk of ")}
-    return _experts(model) | layers
+    return {name: why for name, why in found.items() if not name.startswith("qk of ")}
 
 
 def find_pairs(
@@ -236,7 +225,6 @@ def find_pairs(
     "All pairs of `model` that can be cut exactly; `TypeError` if there are none"
     adapter = adapter_of(unwrapped(model))
     pairs, alone = adapter.pairs(model) if adapter else _by_blocks(model)
-    alone = _experts(model) | alone
     if verbose:
         print(*(f"left alone: {name}: {why}" for name, why in alone.items()), sep="\n")
     if pairs:
@@ -382,7 +370,7 @@ def check_widths(
 ) -> None:
     "Raise `ValueError` unless the layer of `pairs` could be cut to `widths`"
     most = dict(heads=max(p.groups for p in pairs) * shared, head_dim=max(p.size for p in pairs))
-    most |= dict(hidden=most["heads"] * most["head_dim"])
+    most |= dict(hidden=max(p.size for p in pairs))
     for name, width in widths.items():
         if width > most[name]:
             raise ValueError(

@@ -20,7 +20,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from .transformers_layers import config_of, width_name
+from .transformers_layers import config_of, mlp, width_name
 
 # %% ../../nbs/models/04_transformers_build.ipynb #22eaa278
 # where the weights come from, not structure
@@ -157,7 +157,7 @@ def example(
 def _numbers(model: nn.Module, site: str, widths: dict[str, int], config) -> dict[str, int]:
     "The layer `site` in the words of its configuration"
     if "hidden" in widths:
-        name = width_name(config)
+        name = width_name(config) if mlp(model, site) else ""
         return {name: widths["hidden"]} if name else {}
     n, layer = widths["heads"], model.get_submodule(site)
     dim = getattr(layer, "head_dim", None) or getattr(layer, "attention_head_size", 0)
