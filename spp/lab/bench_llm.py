@@ -20,11 +20,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..cutting.budget import params_of
 from ..cutting.cut import name_of
 from ..cutting.latency import relative_latency
 from ..judging.baselines import baseline
 from ..judging.evaluate import provenance
-from .llm_references import reference_models
+from .llm_references import reference_models, unit_references
 from .records import read_record, write_record
 from .samples import smollm2, wikipedia
 from .sparsegpt import sparsegpt
@@ -238,6 +239,30 @@ def _orders(
     }
 
 
+def _unit_references(
+    record: Record,
+    model: nn.Module,
+    ids: Tensor,
+    test: Tensor,
+    seed: str,
+    params: tuple[float, ...],
+    amp: torch.dtype | None,
+    suffix: str,
+) -> None:
+    "Published methods at the same shares; scoring counts in the seconds of the first"
+    for name, make in unit_references(model, ids, amp).items():
+        for share in params:
+            key = f"params {share} {seed} {name}{suffix}"
+            if key in record:
+                continue
+            since = time.time()
+            small = make(share)
+            seconds = round(time.time() - since, 1)
+            value = float(perplexity(small, test, amp=amp))
+            got = params_of(small) / params_of(model)
+            record.add(key, dict(perplexity=value, params=got, seconds=seconds))
+
+
 def units(
     record: Record,  # of the figures
     model: nn.Module,  # dense
@@ -277,6 +302,7 @@ def units(
                 if name == "ours" and not fix and seed == seeds[0] and not suffix:
                     figure["generation"] = generation(small, model, ids[:1, :64])
                 record.add(key, figure)
+        _unit_references(record, model, ids, test, f"seed {seed}", params, amp, suffix)
 
 # %% ../../nbs/lab/15_bench_llm.ipynb #06b01dfd
 @contextmanager
