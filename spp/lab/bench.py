@@ -12,6 +12,7 @@ from .bench_clip import clip_bench
 from .calibrations import calibrations
 from .cost import search_cost, search_memory
 from .families import families
+from .gpu import gpu
 from .heads import heads
 from .orders import orders
 from .picks import picks

@@ -616,17 +616,20 @@ def _benchmarks() -> dict[str, Callable[[Path], Path]]:
         "pick": bench.picks,
         "heads": bench.heads,
         "serving": bench.serving,
+        "gpu": bench.gpu,
         "clip": clip_bench,
         "llm": llm_bench,
     }
 
 # %% ../../nbs/running/03_cli.ipynb #0c02c14d
-def _measure(what: str, out: Path) -> Path:
-    "Run a benchmark; `ValueError` for an unknown one"
+def _measure(what: str, out: Path, toy: bool) -> Path:
+    "Run a benchmark; `ValueError` for an unknown one, or for a toy size that it does not have"
     known = _benchmarks()
+    if toy and what != "gpu":
+        raise ValueError(f"--toy belongs to `spp bench gpu`; {what} has one size: leave it out")
     if what not in known:
         raise ValueError(f"unknown benchmark {what!r}: known are {', '.join(known)}")
-    return known[what](out)
+    return known[what](out, **(dict(toy=True) if toy else {}))
 
 
 @app.command()
@@ -635,15 +638,17 @@ def bench(
         str,
         Argument(
             help="digits, minilm, dinov2, smollm2, ablation, torch-pruning, search-cost,"
-            " search-memory, speed, family, balance, repair, calibration, pick, clip or llm."
+            " search-memory, speed, family, balance, repair, calibration, pick, heads, serving,"
+            " gpu, clip or llm."
         ),
     ],
     out: Annotated[Path, Option(help="Folder for the JSON file.")] = Path("results"),
+    toy: Annotated[bool, Option("--toy", help="Small, on any machine; for gpu only.")] = False,
     quiet: Quiet = False,  # nothing but results and errors
 ):
     "Measure the numbers of the results pages again."
     with _on_interrupt(lambda: f"the benchmark stopped; nothing was written to {out}"):
-        file = _told(_measure, what, out)
+        file = _told(_measure, what, out, toy)
     echo(f"wrote {file}")
 
 # %% ../../nbs/running/03_cli.ipynb #0b0a0f58
