@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # what an editor reads; the table below is what runs
     from spp.method.path import SolutionPath
     from spp.method.repair import repair
     from spp.method.search import search
+    from spp.models.attention import attention_pair
     from spp.models.gates import gated
     from spp.models.pairs import Pair, find_pairs, mlp_pair
     from spp.training.family import Family, joint, walk
@@ -39,6 +40,7 @@ _HOMES = {
     "spp.method.path": ("SolutionPath",),
     "spp.method.repair": ("repair",),
     "spp.method.search": ("search",),
+    "spp.models.attention": ("attention_pair",),
     "spp.models.gates": ("gated",),
     "spp.models.pairs": ("Pair", "find_pairs", "mlp_pair"),
     "spp.training.family": ("Family", "joint", "walk"),
@@ -55,6 +57,7 @@ __all__ = [
     "Sizes",
     "SolutionPath",
     "accuracy",
+    "attention_pair",
     "balance",
     "compare",
     "cut",

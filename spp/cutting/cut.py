@@ -42,6 +42,9 @@ def _in_words(widths: dict[str, int]) -> str:
         return f"{widths['heads']} heads of {widths['head_dim']}"
     if "heads" in widths:
         return "attention: its bias only"
+    if "hidden" not in widths:
+        names = {"qk": "queries and keys", "vo": "values"}
+        return ", ".join(f"{names[kind]} of {n}" for kind, n in widths.items())
     return f"{widths['hidden']} hidden" if widths["hidden"] else "MLP: its bias only"
 
 

@@ -50,14 +50,22 @@ def _described(model: nn.Module) -> tuple[dict, dict, nn.Module]:
     if not (report and report.build) and adapter is None:
         raise TypeError(
             f"spp cannot describe how a {type(model).__name__} is made, so it could not be loaded "
-            "again. Save its state_dict() with safetensors."
+            "again. Save its state_dict() with safetensors, and load that into"
+            " spp.cutting.cut.fit(dense, small.spp.widths, pairs)."
         )
     build = report.build if report else adapter.describe(model)
     widths = report.widths if report else {}
     for name, module in model.named_modules():
         if what := hung(module, name):
             raise _not_the_same(model, f"`{name or type(model).__name__}` {what}")
-    made = rebuild(build, widths)
+    try:
+        made = rebuild(build, widths)
+    except ValueError as error:
+        raise _not_the_same(
+            model,
+            f"{error}. Layers that were declared are loaded by hand: save its state_dict() with"
+            " safetensors, and load that into spp.cutting.cut.fit(dense, small.spp.widths, pairs).",
+        ) from error
     for name, how in differences(model, made).items():
         raise _not_the_same(
             model,

@@ -106,7 +106,7 @@ def _curve(
     for share in shares:
         mask, width = _narrow(pairs, names, share)
         widths.append(width)
-        ratios += relative_latency([cut(model, pairs, mask)], model, x, rounds)
+        ratios += relative_latency([cut(model, pairs, mask, batch=x)], model, x, rounds)
         bar.update()
     widths.append(_narrow(pairs, names, 1.0)[1])
     rising = np.maximum.accumulate([*ratios, 1.0])  # never falling, 1 for the dense model
@@ -131,7 +131,7 @@ def measure(
     total = len(classes) * len(shares)
     table = {}
     with evaluating(model):
-        empty = cut(model, pairs, torch.zeros(sum(p.n for p in pairs)))
+        empty = cut(model, pairs, torch.zeros(sum(p.n for p in pairs)), batch=x)
         (none,) = relative_latency([empty], model, x, rounds)
         with progress_bar(None, "latency", progress, total=total) as bar:
             for names in classes:

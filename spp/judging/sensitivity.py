@@ -144,7 +144,8 @@ def sensitivity(
         mask = _one_layer(self.score, self.pairs, i, keep)
         row = _known(self, i, mask)
         if judge:
-            found = compared(judge(cut(self.model, self.pairs, mask)), judge.dense, level)
+            small = cut(self.model, self.pairs, mask, batch=self.batch)
+            found = compared(judge(small), judge.dense, level)
             row |= {k: getattr(found, k) for k in ("score", "drop", "low", "high")}
             n = found.n
         rows.append(row)

@@ -130,14 +130,18 @@ def units_of(
     layer: Mapping[str, int],  # widths of a layer in the report of a cut
 ) -> int:  # units
     "Units that a layer keeps."
-    return layer["heads"] * layer["head_dim"] if "heads" in layer else layer["hidden"]
+    if "heads" in layer:
+        return layer["heads"] * layer["head_dim"]
+    return layer["hidden"] if "hidden" in layer else max(layer.values())
 
 
 def width_text(
     layer: Mapping[str, int],  # widths of a layer in the report of a cut
 ) -> str:  # e.g. "6×48"
-    "Heads × dimensions, or hidden units."
-    return f"{layer['heads']}×{layer['head_dim']}" if "heads" in layer else str(layer["hidden"])
+    "Heads × dimensions, or hidden units; for declared attention those of q and k / of v."
+    if "heads" in layer:
+        return f"{layer['heads']}×{layer['head_dim']}"
+    return "/".join(map(str, layer.values()))
 
 
 def plot_table(
@@ -199,8 +203,9 @@ def plot_widths(
     members = {}
     for size in asked:
         mask = self.mask(align=align, uniform=uniform, **{measure: size})
-        members[f"{size:g}"] = cut(self.model, self.pairs, mask).spp.widths
-    whole = cut(self.model, self.pairs, self.mask(units=1.0, align=1)).spp.widths
+        members[f"{size:g}"] = cut(self.model, self.pairs, mask, batch=self.batch).spp.widths
+    everything = self.mask(units=1.0, align=1)
+    whole = cut(self.model, self.pairs, everything, batch=self.batch).spp.widths
     dense = {layer: units_of(widths) for layer, widths in whole.items()}
     ax = plot_table(members, ax, dense)
     ax.set_xlabel(f"asked {measure}")

@@ -439,8 +439,9 @@ def repair(
     with on_interrupt(done), side_by_side(nets):
         _repair_layers(nets, kept, read, draws, progress)
     found = fingerprint(model)
+    batch = to_device(inputs[0], nets.device)
     with _written(model, nets.fits):
-        small = cut(model, pairs, mask, align=align)
+        small = cut(model, pairs, mask, align=align, batch=batch)
     choices = {r.name: kept.choices[r.name] for r in nets.readers}
     small.spp.fingerprint = found  # that of the dense model, not of the weights just written
     small.spp.path["repair"] = _report(nets, choices, sum(map(size, inputs)))
@@ -451,5 +452,5 @@ def repair(
         small.spp.path["repair"]["scales"] = told._asdict()
     _say_few(choices, nets.readers)
     _say_experts(pairs)
-    plainly = partial(cut, model, pairs, mask, align=align)
+    plainly = partial(cut, model, pairs, mask, align=align, batch=batch)
     return _never_worse(model, small, plainly, inputs, read, amp)

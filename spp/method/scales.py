@@ -34,6 +34,8 @@ def _reads(model: nn.Module, name: str) -> bool:
 
 def _along(layer: nn.Module, s: Tensor) -> Tensor:
     "The factors of the columns, as the layer's input has them: some heads are filled up with zeros"
+    if hasattr(layer, "spread"):  # of an attention layer that was declared
+        return layer.spread(s)
     if type(layer).__name__ != "Outputs":
         return s
     return F.pad(s.unflatten(0, (-1, layer.width)), (0, layer.dim - layer.width)).flatten()

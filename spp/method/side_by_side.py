@@ -48,7 +48,7 @@ def _inputs(layer: nn.Module, z: Tensor) -> Tensor:
     "What the weights of `layer` multiply: heads that were filled up with zeros lose them"
     if type(layer).__name__ == "Outputs":
         return z.unflatten(-1, (-1, layer.dim))[..., : layer.width].flatten(-2)
-    return z
+    return layer.picked(z) if hasattr(layer, "picked") else z
 
 
 def _block_of(model: nn.Module, name: str) -> str:

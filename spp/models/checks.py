@@ -107,7 +107,8 @@ def _parts(model: nn.Module, pairs: list[Pair]) -> Iterator[tuple[str, nn.Module
 def _is_of(model: nn.Module, pair: Pair, own: set[Pair]) -> bool:
     "Is `pair` one of `own`, or can it be declared again in `model`?"
     if pair.adapter != Pair.adapter:
-        return pair in own
+        adapter = import_module(f"spp.{pair.adapter}")
+        return adapter.is_of(model, pair) if hasattr(adapter, "is_of") else pair in own
     try:
         names = pair.block, pair.first, pair.second
         return mlp_pair(model, *names, batch=pair.batch) == pair

@@ -234,7 +234,8 @@ def find_pairs(
         f"no pairs in {type(model).__name__}: looked for attention and MLP blocks of timm,"
         f" open_clip, transformers and PyTorch.{reasons}\n"
         "  Pass a model that has such blocks, or pairs=[...] from"
-        " `mlp_pair(model, block, first, second)` for MLPs of your own."
+        " `mlp_pair(model, block, first, second)` for MLPs of your own and"
+        " `attention_pair(model, block, q=, k=, v=, out=, heads=)` for attention."
         ' See the tutorial "Your own model".'
     )
 

@@ -9,6 +9,7 @@ __all__ = ['TRUSTED', 'EPS', 'HALF', 'unproved', 'shared_copy', 'prove', 'made_u
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,6 +22,21 @@ from .pairs import Pair, adapter_of, sites, split_units
 TRUSTED: set[str] = set()  # names of classes of layers that need no proof
 
 
+def _remembered(adapter: ModuleType, layer: nn.Module, members: list[Pair]) -> tuple:
+    "What a proof is remembered by: the settings of a layer, and its declaration if it has one."
+    told = adapter.settings_of(layer)
+    if not hasattr(adapter, "declared"):
+        return told
+    return told, tuple((p.kind, p.first, p.second, p.batch) for p in members)
+
+
+def _asks(adapter: ModuleType, model: nn.Module, site: str, kind: tuple) -> bool:
+    "Is there something to prove? What was declared and failed is asked again."
+    if hasattr(adapter, "declared"):
+        return adapter.proved.get(kind) != ""
+    return adapter.unproved(model, site)
+
+
 def unproved(
     model: nn.Module,  # any model
     pairs: list[Pair],  # some of its pairs
@@ -31,11 +47,13 @@ def unproved(
         members = [pairs[i] for i in at]
         adapter = import_module("spp." + members[0].adapter)
         layer = model.get_submodule(site)
-        if type(layer).__name__ in TRUSTED or not hasattr(adapter, "unproved"):
+        known = not hasattr(adapter, "unproved") and not hasattr(adapter, "declared")
+        if known or type(layer).__name__ in TRUSTED:
             continue
-        kind = (adapter.settings_of(layer), tuple(p.kind for p in members))
-        if kind not in seen and adapter.unproved(model, site):
-            seen.add(kind)
+        kind = _remembered(adapter, layer, members)
+        key = kind, tuple(p.kind for p in members)
+        if key not in seen and _asks(adapter, model, site, kind):
+            seen.add(key)
             out[site] = members
     return out
 
@@ -137,9 +155,10 @@ def prove(
     for site, members in todo.items():
         adapter = import_module("spp." + members[0].adapter)
         why = "" if held else _error(model, members, runs)
-        kind = type(model.get_submodule(site)).__name__
+        layer = model.get_submodule(site)
+        kind = type(layer).__name__
         failed[site] = f"{kind} is not what its maps say: {why}"[:300] if why else ""
-        adapter.proved[adapter.settings_of(model.get_submodule(site))] = failed[site]
+        adapter.proved[_remembered(adapter, layer, members)] = failed[site]
     return {site: why for site, why in failed.items() if why}
 
 # %% ../../nbs/models/07_proof.ipynb #7d4b0015
@@ -225,13 +244,14 @@ def prove_for_a_cut(
         raise ValueError(
             f"whether layers of {', '.join(names)} are cut exactly must be seen on data, and spp"
             f" can make up no input for a {type(model).__name__} ({type(e).__name__}). Pass one:"
-            f" cut(…, batch=inputs). Or vouch for them:"
+            f" cut(…, batch=inputs), or path.attach(model, example=inputs). Or vouch for them:"
             f" spp.models.proof.TRUSTED.update({names})"
         ) from e
     failed = prove(model, pairs, run, in_halves(model, x))
     if failed:
         site, why = next(iter(failed.items()))
-        raise ValueError(
-            f"`{site}` cannot be cut: {why}. It is left alone from now on: write find_pairs(model)"
-            " again."
-        )
+        adapter = import_module("spp." + todo[site][0].adapter)
+        what = "It is left alone from now on: write find_pairs(model) again."
+        if hasattr(adapter, "declared"):
+            what = "Leave its pairs out, or only the one that fails."
+        raise ValueError(f"`{site}` cannot be cut: {why}. {what}")

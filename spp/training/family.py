@@ -225,7 +225,7 @@ class _Walk:
         "Cut member `i` out of the network as it is."
         budget = self.budgets[i]
         self.clean.load_state_dict(self.live.state_dict())
-        small = cut_model(self.clean, self.path.pairs, self.masks[budget])
+        small = cut_model(self.clean, self.path.pairs, self.masks[budget], batch=self.path.batch)
         small.spp.model = self.path.info.get("model", small.spp.model)
         small.spp.asked = dict(params=budget)
         small.spp.got = dict(params=small.spp.params[0] / small.spp.params[1])
