@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .alps import alps
 from .flap import flap, flap_path
 from .layerwise import Rule, rebuilt
+from .obs_units import obs_units
 from .owl import allocation
 from .short_gpt import influence, short_gpt
 from .sparse_swaps import sparse_swaps
@@ -79,4 +80,5 @@ def unit_references(
     return {
         "flap": lambda share: flap(*order(), share),
         "short gpt": lambda share: short_gpt(model, scores(), share),
+        "obs greedy": lambda share: obs_units(model, ids, share, amp),
     }
