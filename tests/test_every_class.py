@@ -18,11 +18,13 @@ from spp.models.pairs import skipped
 from spp.models.transformers_layers import Outputs
 
 WIDER = [
+    "AfmoeModel",  # what its heads put out is gated, dimension by dimension
     "AlbertModel",
     "BloomModel",
     "DeepseekV3Model",
     "DetrModel",
     "DistilBertModel",
+    "FalconModel",
     "GPTNeoXModel",
     "ModernBertModel",
     "MptModel",
@@ -43,6 +45,7 @@ REFUSED = {
     "GLPNModel": "as wide as its hidden units",
     "SegformerModel": "as wide as its hidden units",
     "DoryModel": "holds numbers of its own",
+    "Gemma4TextModel": "normalises its values",
 }
 
 

@@ -100,12 +100,14 @@ def _attention_pairs(model: nn.Module, site: str, a: Heads, stock: str) -> list[
     if stock == "groups":  # configurations refuse heads that do not divide the model's width
         counts = range(1, a.groups + 1)
         common["counts"] = [g for g in counts if d_out % (g * readers) == 0]
-    weights = size(v)[1] + readers * d_out
+    gates = [layer.get_submodule(a.gate)] if a.gate else []
+    weights = size(v)[1] + readers * (d_out + sum(size(x)[1] for x in gates))
+    biases = int(v.bias is not None) + readers * sum(x.bias is not None for x in gates)
     vo = Pair(
         kind="vo",
         first="v",
         second="o",
-        params=weights + int(v.bias is not None),
+        params=weights + biases,
         weights=weights,
         stock=stock,
         **_at_values(site, a),

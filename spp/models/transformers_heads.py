@@ -133,6 +133,8 @@ def resize_heads(
         new[-1] = resized(old[-1], size(old[-1])[0], 0)
     for name, x in zip(a.maps, new):
         layer.set_submodule(name, x)
+    if a.gate:
+        layer.set_submodule(a.gate, _gate_of(layer.get_submodule(a.gate), n, width, dim))
     model.set_submodule(a.out, out)
     if not a.whole:
         set_numbers(
@@ -149,6 +151,13 @@ def resize_heads(
             key_value_proj_dim=dim,
         )
     return None
+
+
+def _gate_of(old: nn.Linear, n: int, width: int, dim: int) -> nn.Linear:
+    "A gate like `old` for the first `width` of `dim` dimensions of `n` heads"
+    if width == dim:
+        return resized(old, n * dim, 0)
+    return _as(Values(old.in_features, n, width, dim, old.bias is not None, device="meta"), old)
 
 
 def _values(old: nn.Linear, a: Heads, groups: int, width: int) -> Values:
@@ -252,8 +261,11 @@ def cut_heads(
             model.get_submodule(a.out).bias.copy_(projection.bias)
         return 0, 0
     kept = kept_dimensions(a, masks, align)
+    gate = layer.get_submodule(a.gate) if a.gate else None
     resize_heads(model, site, kept.heads, kept.width)
     for name, x, index in list(zip(a.maps, old, kept.rows))[-1 if a.whole else 0 :]:
         copy_into(layer.get_submodule(name), x, index, 0)
+    if gate is not None:
+        copy_into(layer.get_submodule(a.gate), gate, kept.columns, 0)
     copy_into(model.get_submodule(a.out), projection, kept.columns, 1)
     return kept.heads, kept.width
