@@ -31,8 +31,14 @@ LONG = {  # more than half of the time that all take
     "lab/05_orders",
     "lab/06_torch_pruning",
     "lab/10_families",
+    "lab/15_bench_llm",
+    "lab/24_alps",
+    "lab/25_sparse_swaps",
+    "lab/40_gpu_checks",
+    "lab/41_gpu",
     "method/04_balance",
     "method/08_repair",
+    "models/04_transformers_experts",
     "running/00_stages",
     "theory/descent",
     "theory/pairs",
@@ -40,6 +46,7 @@ LONG = {  # more than half of the time that all take
     "tutorials/llm",
     "tutorials/onnx",
     "tutorials/slurm",
+    "tutorials/torch_layers",
     "tutorials/your_model",
 }
 
