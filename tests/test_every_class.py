@@ -13,6 +13,7 @@ from sweep import distance, inputs, masks, tiny
 from torch import nn
 
 import spp
+from spp.judging.baselines import baseline
 from spp.models import proof
 from spp.models.pairs import skipped
 from spp.models.transformers_layers import Outputs
@@ -258,3 +259,14 @@ def test_sweep_of_timm(name):
     row = sweep.one_of_timm(name)
     assert row.status == "held", row
     assert {kind.partition(":")[2] for kind in row.kinds} >= {"vo", "mlp"}
+
+
+def test_a_number_that_follows_from_others(tmp_path):
+    "Falcon's configuration computes head_dim: layers of another width are told, and spp loads them"
+    options = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    model = hf.FalconForCausalLM(hf.FalconConfig(**options)).eval()
+    small = baseline("random", model).cut(params=0.7)
+    with pytest.warns(UserWarning, match="only spp.load can read this model"):
+        small.save_pretrained(tmp_path / "small")
+    ids = torch.arange(9)[None]
+    assert torch.equal(spp.load(tmp_path / "small")(ids).logits, small(ids).logits)

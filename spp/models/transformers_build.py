@@ -205,7 +205,11 @@ def _settle(config, rows: dict[int, dict[str, int]]) -> dict[int, dict[str, int]
         own = renamed.get(name, name)
         values = [rows.get(i, {}).get(own, dense[name]) for i in range(config.num_hidden_layers)]
         ((common, _),) = Counter(values).most_common(1)
-        setattr(config, own, common)
+        computed = getattr(type(config), own, None)
+        if isinstance(computed, property) and computed.fset is None:
+            common = getattr(config, own)  # follows from other numbers, as Falcon's head_dim
+        else:
+            setattr(config, own, common)
         for i, x in enumerate(values):
             if x != common:
                 other.setdefault(i, {})[own] = x

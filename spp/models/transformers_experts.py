@@ -243,7 +243,8 @@ def experts(
     key = settings_of(layer)
     if key not in _tried:
         try:
-            other = _differ(layer, a)
+            with torch.device("cpu"):  # while a model is loaded, new tensors have no values
+                other = _differ(layer, a)
             why = "does more with its experts than apply their maps" if other else ""
         except Exception as e:  # a class that is not known here may raise anything
             why = f"does not run as other layers of experts do ({type(e).__name__})"
