@@ -28,7 +28,7 @@ const SYNONYMS = {
   faster: ["latency"],
   gpt: ["causal"],
   hf: ["transformers"],
-  huggingface: ["transformers"],
+  huggingface: ["transformers", "hugging"],
   install: ["pip"],
   interrupt: ["resume"],
   job: ["slurm"],

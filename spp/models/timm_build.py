@@ -7,6 +7,7 @@ __all__ = ['CLASSES', 'build', 'describe', 'not_native', 'write_native', 'exampl
 
 # %% ../../nbs/models/02_timm_build.ipynb #a95d3d90
 import inspect
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -223,6 +224,16 @@ def _prepared(model: nn.Module, told: dict) -> nn.Module:
     return model
 
 
+def _on_meta(make: Callable[..., nn.Module], *given: Any, **args: Any) -> nn.Module:
+    "What `make` makes, without values; with its buffers, which timm before 1.0.31 leaves out there"
+    with torch.device("meta"):
+        model = make(*given, **args)
+        for module in model.modules():
+            if None in module._buffers.values() and hasattr(module, "_init_buffers"):
+                module._init_buffers()
+    return model
+
+
 def build(
     d: dict,  # what `describe` returned
 ) -> nn.Module:  # on the device `meta`: without values
@@ -236,15 +247,12 @@ def build(
         name = d["architecture"]
         if not isinstance(name, str) or not timm.is_model(name):
             raise ValueError(f"timm.list_models() has no architecture {name!r:.60}")
-        with torch.device("meta"):
-            model = timm.create_model(name, pretrained=False, **args)
+        model = _on_meta(timm.create_model, name, pretrained=False, **args)
         return _prepared(model, d.get("preprocess", {}))
     for kind in CLASSES:
         for make in (kind, *kind.__subclasses__()):
             if make.__name__ == d["class"] and make.__module__.startswith("timm."):
-                with torch.device("meta"):
-                    model = make(**args)
-                return _prepared(model, d.get("preprocess", {}))
+                return _prepared(_on_meta(make, **args), d.get("preprocess", {}))
     raise TypeError(
         f"spp makes no model of timm of the class {d['class']!r:.60}. Make the model by"
         " timm.create_model, under a name that timm.list_models() gives."
