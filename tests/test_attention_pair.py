@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from processes import alone
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -176,10 +177,10 @@ def test_a_cut_of_a_library_with_a_declared_layer_says_how_to_load_it(tmp_path):
         spp.save(cut(vit, [pair], torch.arange(64) % 2), tmp_path / "declared")
 
 
-@pytest.mark.slow
-def test_onnx():
+def graph_gives_the_same():
     "The graph of a cut gives what the cut gives"
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     model = net().float()
     pairs = pairs_of(model)
     small = cut(model, pairs, torch.arange(116) % 3 > 0, batch=X.float())
@@ -189,3 +190,10 @@ def test_onnx():
     )
     (got,) = session.run(None, {session.get_inputs()[0].name: X.float().numpy()})
     assert_close(torch.from_numpy(got), small(X.float()).detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_onnx():
+    "In a process of its own: an export starts threads that no fork survives"
+    pytest.importorskip("onnxruntime")
+    assert alone(graph_gives_the_same) == 0

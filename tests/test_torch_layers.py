@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from processes import alone
 from torch import nn
 from torch.testing import assert_close
 
@@ -208,10 +209,10 @@ def test_masks_of_heads_find_their_heads():
     assert (small(X, biases.flip(0)) - want).abs().max() > 1e-3
 
 
-@pytest.mark.slow
-def test_onnx():
+def graph_gives_the_same():
     "The graph of a cut with an attention layer without heads gives what the cut gives"
-    onnxruntime = pytest.importorskip("onnxruntime")
+    import onnxruntime
+
     model = net().float()
     pairs = find_pairs(model)
     small = cut(model, pairs, masks(pairs)[1])
@@ -222,3 +223,10 @@ def test_onnx():
     )
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     assert_close(torch.from_numpy(got), small(x).detach(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_onnx():
+    "In a process of its own: an export starts threads that no fork survives"
+    pytest.importorskip("onnxruntime")
+    assert alone(graph_gives_the_same) == 0
