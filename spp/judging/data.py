@@ -174,7 +174,10 @@ def _sampler(data: Any, train: bool, repeats: int) -> Any:
     rank, world = ranks()
     if not train:
         return range(rank, len(data), world) if world > 1 else None
-    return RepeatAugSampler(data, world, rank, num_repeats=repeats) if repeats else None
+    if not repeats:
+        return None
+    whole = 256 if len(data) >= 256 else 0  # timm before 1.0.31 takes no image of fewer
+    return RepeatAugSampler(data, world, rank, num_repeats=repeats, selected_round=whole)
 
 # %% ../../nbs/judging/00_data.ipynb #c9cfb4ba
 _NO_PICKLE = ("cifar10", "cifar100")
