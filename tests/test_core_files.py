@@ -128,6 +128,21 @@ def test_a_living_process_keeps_its_box(tmp_path):
     assert (path / "a").read_text() == "x"
 
 
+def test_an_empty_box_that_another_process_clears(tmp_path, monkeypatch):
+    "A check beside a `recover` of the same output: the trial box may be gone before it is removed"
+    mkdtemp = files.tempfile.mkdtemp
+
+    def made(**how):
+        box = mkdtemp(**how)
+        recover(tmp_path / "x")
+        assert not os.path.exists(box)
+        return box
+
+    monkeypatch.setattr(files.tempfile, "mkdtemp", made)
+    check_output(tmp_path / "x", "a text")
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_a_user_put_there_survives_a_kill(tmp_path):
     "A file that came just before the exchange is not deleted with the old output"
     path = tmp_path / "out"

@@ -107,6 +107,7 @@ def test_a_run_in_two_processes(tmp_path):
     assert (member.num_classes, member.spp.got["params"] <= 0.5) == (3, True)
     table = pd.read_csv(out / "results.csv")
     assert table.asked.tolist() == [1.0, 0.5]
+    assert table.samples.tolist() == [60, 60]  # of both processes
     held_out = images(tmp_path / "pictures", member, False, 20, workers=0)
     assert accuracy(member, held_out) == pytest.approx(table.score[1])
     assert table.score[1] > 0.4  # chance is a third

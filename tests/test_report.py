@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from command import inside, refused, spp
 
+from spp.running.folder import read_json
 from spp.running.recipes import RECIPES, Recipe
 from spp.running.report import page, read, report
 from spp.running.runs import run
@@ -107,7 +108,10 @@ def check_trial(rows):
 def test_page_of_a_trial(runs):
     done = inside("report", "<tiny>", "--out", "one.html", cwd=runs)
     assert "wrote one.html and one.csv" in done.stdout
-    check_page(runs / "one.html", WORDS)
+    samples = {row["samples"] for row in read_json(runs / "<tiny>/results.json")["rows"]}
+    assert len(samples) == 1
+    bands = f"the 95 % interval of each score by itself, on {samples.pop()} samples"
+    check_page(runs / "one.html", (*WORDS, bands))
     check_trial(pd.read_csv(runs / "one.csv"))
 
 

@@ -452,6 +452,7 @@ def test_recipe_from_the_command_line(tmp_path):
     assert table.asked.tolist() == [1.0, 0.75, 0.5]
     assert ((table.asked - 0.02 < table.share) & (table.share <= table.asked)).all()
     assert "text to image R@10" in table
+    assert table.samples.tolist() == [4] * 3  # held-out images
     weights = out / "params_0.50/model.safetensors"
     stamp = weights.stat().st_mtime_ns
     assert go().equals(table)

@@ -189,7 +189,9 @@ def _try_name(path: Path) -> None:
     "Make and remove an empty box: what a box needs, a name and an entry of the disk, is there"
     if len(os.fsencode(path.name)) > os.pathconf(path.parent, "PC_NAME_MAX"):
         raise OSError(errno.ENAMETOOLONG, "its name is too long")
-    os.rmdir(tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent))
+    box = tempfile.mkdtemp(prefix=_prefix(path), dir=path.parent)
+    with suppress(FileNotFoundError):  # another process took it for a dead one's: `recover`
+        os.rmdir(box)
 
 
 def _check_parent(path: Path) -> None:

@@ -89,7 +89,7 @@ def panel(
             ax.plot(
                 rows[what], rows[state], color=line.colour, marker="o", label=line.name, **style
             )
-            if shares and line.ours and line.samples:
+            if line.ours and line.samples and scores.between(0, 1).all():
                 _band(ax, line, rows, what, state)
         if shares:
             error_axis(ax, scores)

@@ -113,6 +113,7 @@ def _read_run(folder: Path) -> Ran:
     rows = results.get("rows") or _unfinished_rows(members, epochs)
     rows = pd.DataFrame(rows, columns=None if rows else ["asked", "params", "share", "score"])
     rows.insert(0, "order", "spp")
+    samples = rows.pop("samples").max() if "samples" in rows else None
     rows["latency"] = [relative.get(share_text(asked)) for asked in rows.asked]
     cost = dict(
         steps=path and path.info.get("steps"),
@@ -125,7 +126,7 @@ def _read_run(folder: Path) -> Ran:
         rows=rows,
         state=_run_state(bool(results), path is not None, len(members), len(told["params"])),
         settings=told,
-        made=results,
+        made=results | dict(samples=samples and int(samples)),
         cost=cost,
         path=path,
         widths={share: header["widths"] for share, header in members.items()},
@@ -388,8 +389,8 @@ def _section(ran: Ran) -> str:
 def _notes(runs: list[Ran]) -> str:
     "What the figures and the table leave to be said"
     samples = sorted({ran.made["samples"] for ran in runs if ran.made.get("samples")})
-    told = "Shares are drawn by the logarithm of their errors. MACs are multiply-accumulates of"
-    told += " one sample; time is a forward pass over that of the dense model."
+    told = "Scores near 1 are drawn by the logarithm of their errors. MACs are multiply-accumulates"
+    told += " of one sample; time is a forward pass over that of the dense model."
     if samples:
         number = " and ".join(f"{n:,}" for n in samples)
         told += f" Bands: the 95 % interval of each score by itself, on {number} samples."

@@ -104,18 +104,19 @@ def _held_out(test: Any) -> int:
 def scores_of(
     work: Work,  # with the held-out images
     model: nn.Module,  # a classifier, or a CLIP
-) -> dict[str, float]:  # `score`; of a CLIP its recalls, too
+) -> dict[str, float]:  # `score` and `samples`, the images behind it; of a CLIP its recalls, too
     "The accuracy of a model over all processes; of a CLIP the recall, by which it is judged."
     if work.recipe.tag:
-        scores = evaluate(model, work.test, "retrieval")["scores"]
-        return dict(score=scores["image to text R@1"], **scores)
-    if ranks()[1] == 1:
-        return dict(score=accuracy(model, work.test))
+        told = evaluate(model, work.test, "retrieval")
+        recall = told["scores"]["image to text R@1"]
+        return dict(score=recall, samples=told["n"]["images"], **told["scores"])
     n = _held_out(work.test)
+    if ranks()[1] == 1:
+        return dict(score=accuracy(model, work.test), samples=n)
     right = accuracy(model, work.test) * n if n else 0.0
     both = torch.tensor([right, n], dtype=torch.float64, device=next(model.parameters()).device)
-    over_ranks(both)
-    return dict(score=(both[0] / both[1]).item())
+    right, n = (over_ranks(both) * ranks()[1]).tolist()
+    return dict(score=right / n, samples=round(n))
 
 
 def _metrics(work: Work) -> Callable[[nn.Module], dict[str, float]]:
@@ -123,6 +124,7 @@ def _metrics(work: Work) -> Callable[[nn.Module], dict[str, float]]:
 
     def metrics(model: nn.Module) -> dict[str, float]:
         scores = scores_of(work, model)
+        del scores["samples"]
         return {"accuracy": scores.pop("score"), **scores}
 
     return metrics
@@ -388,7 +390,7 @@ def row(
     asked: float,  # share of the parameters
     model: nn.Module,  # a member, or the dense model
     dense: nn.Module,  # the dense model
-) -> dict:  # asked, params, macs, scores as cut, repaired and in the end
+) -> dict:  # asked, params, macs, scores as cut, repaired and in the end, samples behind a score
     "A row of the table of a run."
     macs = macs_of(model, adapter_of(dense).example(dense))
     final = scores_of(work, model)
