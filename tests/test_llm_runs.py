@@ -11,7 +11,8 @@ from families import randomised
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from spp.lab.bench_llm import Record, memory
+from spp.lab.bench_llm import memory
+from spp.lab.cells import Record
 from spp.llm.running import run_llm
 from spp.llm.text import perplexity, tokens
 from spp.running.cli import app
@@ -282,7 +283,7 @@ def test_unknown_tasks(asked):
 
 @pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
-    record = Record(tmp_path / "llm.json", dict(seeds=[0]))
+    record = Record(tmp_path / "llm.json", dict(windows=8))
     config = dict(
         vocab_size=100,
         hidden_size=64,
@@ -292,6 +293,6 @@ def test_memory_is_measured_in_a_process_of_its_own(tmp_path):
         num_key_value_heads=2,
     )
     memory(record, config)
-    found = record.content["figures"]["memory"]
+    found = record.figures["memory"]
     assert found["parameters"] > 80_000
     assert found["statistics"] == 4 * (3 * 64**2 + 128**2)

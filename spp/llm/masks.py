@@ -53,6 +53,27 @@ def parse_pattern(
         raise ValueError(f"pattern {pattern} keeps {n} of every {m} weights: expected 0 < N ≤ M")
     return n, m
 
+# %% ../../nbs/llm/03_masks.ipynb #eb88b4b6
+def _all_but(
+    drop: int,  # how many leave each row
+    scores: Tensor,  # shape [rows, n]
+) -> Tensor:  # bool, shape [rows, n]; True stays
+    "All but the `drop` lowest scores of each row; of equal ones the first leave"
+    if drop == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    if drop == scores.shape[1]:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    if scores.shape[1] <= 64:  # of a few numbers sorting is faster
+        keep = torch.ones_like(scores, dtype=torch.bool)
+        return keep.scatter_(1, scores.argsort(dim=1, stable=True)[:, :drop], False)
+    last = scores.kthvalue(drop, dim=1, keepdim=True).values  # the highest that leaves
+    keep = scores > last
+    equal = scores == last
+    leaving = drop - (scores < last).sum(1, keepdim=True)  # of the equal ones
+    if (equal.sum(1, keepdim=True) > leaving).any():
+        keep |= equal & (equal.cumsum(1) > leaving)
+    return keep
+
 # %% ../../nbs/llm/03_masks.ipynb #eb88b4b7
 def mask_of(
     level: Tensor,  # uint8, shape [out, in]
@@ -78,7 +99,5 @@ def mask_of(
             )
         flat = level.reshape(-1, m)
         drop = m - n
-    keep = torch.ones_like(flat, dtype=torch.bool)
-    for part, kept in zip(flat.split(_parts(flat)), keep.split(_parts(flat))):
-        kept.scatter_(1, part.argsort(dim=1, stable=True)[:, :drop], False)
+    keep = torch.cat([_all_but(drop, part) for part in flat.split(_parts(flat))])
     return keep.view(level.shape)

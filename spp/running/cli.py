@@ -622,14 +622,17 @@ def _benchmarks() -> dict[str, Callable[[Path], Path]]:
     }
 
 # %% ../../nbs/running/03_cli.ipynb #0c02c14d
-def _measure(what: str, out: Path, toy: bool) -> Path:
-    "Run a benchmark; `ValueError` for an unknown one, or for a toy size that it does not have"
+def _measure(what: str, out: Path, toy: bool, anew: bool) -> Path:
+    "Run a benchmark; `ValueError` for an unknown one, or for an option that it does not have"
     known = _benchmarks()
     if toy and what != "gpu":
         raise ValueError(f"--toy belongs to `spp bench gpu`; {what} has one size: leave it out")
+    if anew and what != "llm":
+        raise ValueError(f"--anew belongs to `spp bench llm`; {what} is always measured anew")
     if what not in known:
         raise ValueError(f"unknown benchmark {what!r}: known are {', '.join(known)}")
-    return known[what](out, **(dict(toy=True) if toy else {}))
+    options = dict(toy=toy, anew=anew)
+    return known[what](out, **{name: on for name, on in options.items() if on})
 
 
 @app.command()
@@ -644,11 +647,14 @@ def bench(
     ],
     out: Annotated[Path, Option(help="Folder for the JSON file.")] = Path("results"),
     toy: Annotated[bool, Option("--toy", help="Small, on any machine; for gpu only.")] = False,
+    anew: Annotated[
+        bool, Option("--anew", help="Measure stale figures again too; for llm only.")
+    ] = False,
     quiet: Quiet = False,  # nothing but results and errors
 ):
     "Measure the numbers of the results pages again."
     with _on_interrupt(lambda: f"the benchmark stopped; nothing was written to {out}"):
-        file = _told(_measure, what, out, toy)
+        file = _told(_measure, what, out, toy, anew)
     echo(f"wrote {file}")
 
 # %% ../../nbs/running/03_cli.ipynb #0b0a0f58
