@@ -39,7 +39,9 @@ def _enter(function: Callable, args: tuple, rank: int, world: int, folder: str) 
         raise
 
 
-def _run(function: Callable, args: tuple, world: int) -> tuple[list[int], str]:
+def _run(
+    function: Callable, args: tuple, world: int, seconds: float = SECONDS
+) -> tuple[list[int], str]:
     "Exit codes of the processes, and what they say went wrong."
     with TemporaryDirectory() as folder:
         processes = [
@@ -49,7 +51,7 @@ def _run(function: Callable, args: tuple, world: int) -> tuple[list[int], str]:
         for process in processes:
             process.start()
         for process in processes:
-            process.join(SECONDS)
+            process.join(seconds)
             if process.is_alive():
                 process.kill()
                 process.join()
@@ -57,9 +59,9 @@ def _run(function: Callable, args: tuple, world: int) -> tuple[list[int], str]:
         return [process.exitcode for process in processes], "\n".join(errors)
 
 
-def alone(function: Callable, *args) -> int:
-    "Exit code of `function(*args)` in a process of its own; −9 if it was killed."
-    codes, errors = _run(function, args, world=0)
+def alone(function: Callable, *args, seconds: float = SECONDS) -> int:
+    "Exit code of `function(*args)` in a process of its own; −9 if it was killed or took `seconds`."
+    codes, errors = _run(function, args, 0, seconds)
     assert not errors, errors
     return codes[0]
 

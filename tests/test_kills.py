@@ -1,8 +1,10 @@
 """Everything that writes, killed at random moments until it is done.
 
 Each task runs in children that are killed with SIGKILL after a random time; the next child takes
-up what the one before left. In the end the files must be those of a run that nobody killed, to the
-last bit where they hold no times, and no box may be left. `SPP_KILLS=40` kills each task 40 times.
+up what the one before left. They are forks of a process that ran nothing but what they start
+from: no fork survives threads that another test has left. In the end the files must be those of a
+run that nobody killed, to the last bit where they hold no times, and no box may be left.
+`SPP_KILLS=40` kills each task 40 times.
 """
 
 import os
@@ -10,6 +12,7 @@ import random
 import shutil
 import signal
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +21,7 @@ import torch
 from causal import CAUSAL, TEXT, words
 from families import randomised, small_vit
 from outputs import cuts_write, parts, picked_write, searched_folder, values
+from processes import alone
 
 import spp
 from spp.core.files import recover
@@ -136,17 +140,16 @@ def held(out: Path) -> dict[str, bytes]:
     return {name: x for name, x in found.items() if not name.endswith("llm/llm.json")}
 
 
-@pytest.fixture
-def places(tmp_path):
-    "Folders for the killed and the undisturbed run, and a dense language model beside them"
-    randomised(CAUSAL["llama_gqa"]()).save_pretrained(tmp_path / "dense")
-    words().save_pretrained(tmp_path / "dense")
-    (tmp_path / "text.txt").write_text(TEXT[0] * 3)
+def places(folder: Path) -> tuple[Path, Path]:
+    "Folders for the undisturbed and the killed run, and a dense language model beside them"
+    randomised(CAUSAL["llama_gqa"]()).save_pretrained(folder / "dense")
+    words().save_pretrained(folder / "dense")
+    (folder / "text.txt").write_text(TEXT[0] * 3)
     for name in ("whole", "killed"):
-        (tmp_path / name).mkdir()
+        (folder / name).mkdir()
     parts()
     searched_folder()
-    return tmp_path / "whole", tmp_path / "killed"
+    return folder / "whole", folder / "killed"
 
 
 def check(killed: Path, whole: Path) -> None:
@@ -158,27 +161,28 @@ def check(killed: Path, whole: Path) -> None:
     assert held(killed) == held(whole)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
-def test_killed_at_random(places, task):
-    whole, killed = places
+def kill_at_random(task: Callable, folder: Path) -> None:
+    "Compare a run of `task` that was killed again and again with one that was not"
+    whole, killed = places(folder)
     since = time.time()
     child_of(partial(task, whole), None)
     seconds = time.time() - since
     chance = random.Random(task.__name__)
-    kills = ends = 0
+    kills = 0
     while kills < KILLS:
         if child_of(partial(task, killed), chance.uniform(0, seconds)):
             kills += 1
             continue
         check(killed, whole)
-        ends += 1
         shutil.rmtree(killed)
         killed.mkdir()
     child_of(partial(task, killed), None)
     check(killed, whole)
     if task is saved:
         assert values(spp.load(killed / "model")) == values(parts()["small"])
-    print(
-        f"{task.__name__}: {kills} kills, {ends + 1} times to the end, {seconds:.1f} s undisturbed"
-    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
+def test_killed_at_random(task, tmp_path):
+    assert alone(kill_at_random, task, tmp_path, seconds=60 * (KILLS + 10)) == 0
