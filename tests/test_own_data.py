@@ -119,6 +119,21 @@ def test_a_run_in_two_processes(tmp_path):
     assert (out / "order.path").read_bytes() == searched
 
 
+@pytest.mark.slow
+def test_a_plan(tiny, tmp_path):
+    "`--plan` says the hours of each stage, refuses what a run would refuse, and leaves nothing"
+    drawn(tmp_path / "pictures", train=8, test=4)
+    how = ("--weights", "none", "--image-size", 32, "--gpus", 2, "--hours", 1e-6, "--plan")
+    done = command(*how, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in ("dense", "search", "repair", "fine-tuning", "2 processes, one of them", "jobs"):
+        assert word in done.stdout, word
+    assert [p.name for p in tmp_path.iterdir()] == ["pictures"]
+    done = command(*how, "--params", 0.001, cwd=tmp_path)
+    refused(done, "0.001")
+    assert [p.name for p in tmp_path.iterdir()] == ["pictures"]
+
+
 def test_class_folders_that_nobody_divided(tmp_path, monkeypatch):
     "Refused with the line that divides them, which does"
     drawn(tmp_path)

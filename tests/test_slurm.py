@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from spp.running.folder import gathered
-from spp.running.slurm import Resources, _double, jobs, launch
+from spp.running.slurm import Resources, _double, jobs, launch, rehearse
 
 
 def slurm_is_there() -> bool:
@@ -52,6 +52,19 @@ def test_submit(tmp_path):
     text = Path(job.paths.submission_file).read_text()
     assert "--signal=USR2@120" in text
     assert "--time=60" in text
+
+
+def test_rehearsal(tmp_path):
+    "What would be submitted, and when it would start; no job is there afterwards"
+    script, answer = rehearse(small(hours=2), tmp_path / "jobs")
+    assert "#SBATCH --time=120" in script and "#SBATCH --cpus-per-task=1" in script
+    assert "submitit.core._submit" in script
+    assert "to start at" in answer
+    assert not list(tmp_path.glob("jobs/*"))
+    queued = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout
+    assert not queued.strip()
+    with pytest.raises(RuntimeError, match="Slurm refused the job.*[Ii]nvalid feature"):
+        rehearse(small(constraint="h900"), tmp_path / "jobs")
 
 
 @pytest.mark.parametrize(

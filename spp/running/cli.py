@@ -296,10 +296,33 @@ Examples:
   spp run deit_tiny --data pictures --checkpoint weights.safetensors
   spp run deit_small --data /data/imagenet --params 0.7 --params 0.5
   spp run deit_small --data /data/imagenet --no-repair   # as in the paper
+  spp run deit_small --data /data/imagenet --plan        # how long it takes
   spp run deit_small --data /data/imagenet --seed 0 --seed 1 \\
       --cluster slurm --gpus 4 --constraint a100 --partition gpu --hours 72
   torchrun --nproc-per-node 4 $(which spp) run deit_small --data /imagenet
 """
+
+
+def _show_plan(runs: list[dict], cluster: str | None, at_once: int, asked: dict) -> None:
+    "What Slurm would be told; or how long a run takes here, in the processes that are asked for"
+    from spp.running.slurm import Resources, here, rehearse
+
+    resources = _told(Resources, **asked)
+    if cluster == "slurm":
+        script, answer = _told(rehearse, resources, at_once=at_once)
+        echo(f"{script}\n{answer}\nnothing was submitted")
+        return
+    from spp.running.estimates import estimate
+
+    processes = asked["nodes"] * asked["gpus"] or None
+    told = _told(here, estimate, **runs[0], processes=processes)
+    if os.environ.get("RANK", "0") == "0":
+        echo(told)
+        jobs = told.jobs(asked["hours"])
+        if jobs > 1:
+            echo(f"{'jobs':9} {jobs} of {asked['hours']:g} hours, one after the other")
+        if len(runs) > 1:
+            echo(f"{'seeds':9} {len(runs)}, each of which takes as long")
 
 
 def _start(given: dict) -> None:
@@ -307,8 +330,12 @@ def _start(given: dict) -> None:
     given.pop("quiet")
     cluster, at_once, seeds = (given.pop(name) for name in ("cluster", "at_once", "seeds"))
     asked = {name: given.pop(name) for name in _CLUSTER}
+    plan = given.pop("plan")
     settings = _settings(given)
     runs = _sweep(seeds, Path(settings.pop("out")), **settings)
+    if plan:
+        _show_plan(runs, cluster, at_once, asked)
+        return
     if cluster is not None:
         _submit(runs, cluster, at_once, **asked)
         return
@@ -345,6 +372,7 @@ def run(
     device: Device = None,  # of torch
     workers: Workers = None,  # processes
     smoke: Smoke = False,  # on noise
+    plan: Annotated[bool, Option("--plan", help="Say how long it takes, and stop.")] = False,
     cluster: Annotated[str, Option(help="slurm, local or debug; default: run here.")] = None,
     nodes: Annotated[int, Option(help="Machines of the job.")] = 1,
     gpus: Annotated[int, Option(help="GPUs of each node, a process for each.")] = 0,
