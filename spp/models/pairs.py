@@ -315,16 +315,13 @@ def resized(
     "A layer like `layer` with `n` outputs or inputs; its weights are not initialised"
     size = [layer.out_features, layer.in_features]
     size[dim] = n
-    new = nn.utils.skip_init(
-        nn.Linear,
-        size[1],
-        size[0],
-        bias=layer.bias is not None,
-        device=layer.weight.device,
-        dtype=layer.weight.dtype,
-    )
-    for a, b in zip(new.parameters(), layer.parameters()):
-        a.requires_grad_(b.requires_grad)
+    new = nn.Linear.__new__(nn.Linear)
+    nn.Module.__init__(new)  # that of `nn.Linear` would draw weights
+    new.out_features, new.in_features = size
+    for name, old in (("weight", layer.weight), ("bias", layer.bias)):
+        shape = size if name == "weight" else size[:1]
+        value = None if old is None else nn.Parameter(old.new_empty(shape), old.requires_grad)
+        new.register_parameter(name, value)
     return new.train(layer.training)
 
 
@@ -339,9 +336,15 @@ def take(
     index = index.to(layer.weight.device)
     real = index >= 0
     index = index.clamp(min=0)
-    new.weight.copy_(layer.weight.index_select(dim, index) * (real[:, None] if dim == 0 else real))
-    if layer.bias is not None:
-        new.bias.copy_(layer.bias[index] * real if dim == 0 else layer.bias)
+    weight, bias = layer.weight.index_select(dim, index), layer.bias
+    if bias is not None and dim == 0:
+        bias = bias[index]
+    if not real.all():  # some are zeros
+        weight = weight * (real[:, None] if dim == 0 else real)
+        bias = bias * real if bias is not None and dim == 0 else bias
+    new.weight.copy_(weight)
+    if bias is not None:
+        new.bias.copy_(bias)
     return new
 
 # %% ../../nbs/models/00_pairs.ipynb #5034a531
