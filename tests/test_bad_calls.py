@@ -487,6 +487,31 @@ for what, between, names, text in (
     add(f"search of a pair {what}", run, ValueError, text)
 
 
+class SomeOf(nn.Module):
+    "Two layers in a row; the second is run for batches of several samples alone"
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Mlp(nn.ReLU()), Mlp(nn.ReLU())
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.second(x) if len(x) > 1 else x
+
+
+for sizes, text in (
+    ((1, 4, 4, 4), "`second.down` is not run for the first batch.*a batch of more samples"),
+    ((4, 1, 1, 1), "this batch had nothing to do with `second.down`.*leave these pairs out"),
+):
+
+    def run(w, tmp, sizes=sizes):
+        m = SomeOf()
+        pairs = [spp.mlp_pair(m, name, "up", "down") for name in ("first", "second")]
+        return search(w, tmp, m, [torch.randn(n, 4) for n in sizes], pairs=pairs)
+
+    add(f"search where {sizes[0]} of {sizes[1]} samples run a pair", run, ValueError, text)
+
+
 # --- pairs, and what hangs on a model ---------------------------------------------------------
 
 PAIRS = {

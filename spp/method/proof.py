@@ -47,6 +47,8 @@ def _heard(model: nn.Module, names: list[str]) -> Iterator[dict[str, Tensor]]:
 
 def _differs(a: Tensor, b: Tensor) -> bool:
     "Is `b` another output than `a`, beyond rounding?"
+    if a.shape != b.shape:
+        return True
     a, b = a.double(), b.double()
     eps = 1e-3 if a.numel() else 0.0
     return bool((a - b).norm() > eps * a.norm().clamp(min=1e-12))
@@ -90,7 +92,12 @@ def prove(
 def _check(declared: list[Pair], before: dict, after: dict, unequal: bool) -> None:
     "Raise `ValueError` unless each second layer reads the first, and the outputs were equal."
     for p in declared:
-        if p.gate not in before or not _differs(before[p.gate], after[p.gate]):
+        if p.gate not in before or p.gate not in after:
+            raise ValueError(
+                f"`{p.gate}` is not run for the first batch, so nothing shows that `{p.site}` and"
+                " it are a pair. Begin with a batch of more samples, or leave that pair out."
+            )
+        if not _differs(before[p.gate], after[p.gate]):
             raise ValueError(
                 f"`{p.gate}` does not read what `{p.site}` puts out, so they are no pair."
                 f" Is their order right? mlp_pair(model, {p.block!r}, {p.second!r}, {p.first!r})"

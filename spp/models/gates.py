@@ -64,8 +64,16 @@ class Gates:
         loss: Tensor,  # a scalar that was computed under these gates
         again: bool = False,  # keep the graph for another gradient of the same run
     ) -> Tensor:  # shape [n] or [batch, n], on the gates' device, float32 or wider
-        "Gradient of `loss` in the gates"
-        each = [g.flatten(1) for g in torch.autograd.grad(loss, self.parts, retain_graph=again)]
+        "Gradient of `loss` in the gates; `ValueError` where the batch did not come by a pair"
+        found = torch.autograd.grad(loss, self.parts, retain_graph=again, allow_unused=True)
+        idle = [p.gate for p, g in zip(self.pairs, found) if g is None]
+        if idle:
+            raise ValueError(
+                f"this batch had nothing to do with {', '.join(f'`{name}`' for name in idle[:3])}"
+                f"{f' and {len(idle) - 3} more' if idle[3:] else ''}, so it says nothing of the"
+                " units there. Give batches that run the whole model, or leave these pairs out"
+            )
+        each = [g.flatten(1) for g in found]
         whole = torch.cat([g.to(each[0].device) for g in each], 1)
         if whole.dtype != torch.float64:
             whole = whole.float()
