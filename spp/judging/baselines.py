@@ -179,7 +179,12 @@ def _hold_scale(layer: nn.Module, heads: int) -> None:
 
 
 def _pruned(
-    dense: nn.Module, ratio: float, example: Tensor, score: Callable, residual: bool
+    dense: nn.Module,
+    ratio: float,
+    example: Tensor,
+    score: Callable,
+    residual: bool,
+    isomorphic: bool,
 ) -> nn.Module:
     "A copy of `dense` without the share `ratio` of its channels"
     import torch_pruning as tp
@@ -194,6 +199,7 @@ def _pruned(
             example,
             importance=score(model),
             global_pruning=True,
+            isomorphic=isomorphic,
             pruning_ratio=ratio,
             ignored_layers=_fixed(model, residual),
             num_heads={layer.qkv: layer.num_heads for layer in layers},
@@ -231,6 +237,7 @@ def torch_pruning(
     sizes: list[int],  # parameters of the models to make
     loss: Callable[[Tensor, Tensor], Tensor],  # of outputs and labels, a mean over samples
     residual: bool = False,  # prune the width of the residual stream, too
+    isomorphic: bool = False,  # rank each kind of part by itself (Fang et al., ECCV 2024)
 ) -> list[nn.Module]:  # one for each of `sizes`
     """What Torch-Pruning makes of `model` at each of `sizes`.
 
@@ -250,6 +257,6 @@ def torch_pruning(
         return _importance(importance, copied, grads, passes)
 
     def pruned(ratio: float) -> nn.Module:
-        return _pruned(dense, ratio, example, score, residual)
+        return _pruned(dense, ratio, example, score, residual, isomorphic)
 
     return [_sized(pruned, size) for size in sizes]

@@ -619,7 +619,8 @@ def _orders(name: str, out: Path) -> Path:
         "smollm2": ("fisher", "taylor", "magnitude"),
     }.get(name, ("fisher", "taylor", "magnitude", "random"))
     if name in ("digits", "dinov2"):
-        others += ("torch-pruning taylor", "torch-pruning hessian")
+        others += ("torch-pruning taylor", "torch-pruning hessian", "isomorphic")
+        others += ("snapvit", "snapvit, corrected", "variance", "variance, shifted")
     return bench.orders(bench.TASKS[name](), out, others=others)
 
 
