@@ -333,13 +333,14 @@ def take(
 ) -> nn.Linear:  # with `n` outputs or inputs
     "A new layer with the outputs or inputs `index` of `layer`"
     new = resized(layer, len(index), dim)
+    filled = bool((index < 0).any())  # asked before it goes where the weights are
     index = index.to(layer.weight.device)
     real = index >= 0
     index = index.clamp(min=0)
     weight, bias = layer.weight.index_select(dim, index), layer.bias
     if bias is not None and dim == 0:
         bias = bias[index]
-    if not real.all():  # some are zeros
+    if filled:
         weight = weight * (real[:, None] if dim == 0 else real)
         bias = bias * real if bias is not None and dim == 0 else bias
     new.weight.copy_(weight)
