@@ -129,7 +129,7 @@ def test_time_is_a_budget(monkeypatch):
     def seconds(model, *_):  # a clock that no other process disturbs
         return 1e-8 * sum(p.numel() for p in model.parameters())
 
-    monkeypatch.setattr("spp.cutting.latency._seconds", seconds)
+    monkeypatch.setattr("spp.cutting.runtimes._seconds", seconds)
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2).eval()
     path = random_path(model).measure(torch.randn(4, 3, 64, 64), rounds=3, progress=False)

@@ -84,6 +84,24 @@ def test_openvino(name):
     assert near(got, want)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ("portable", "xnnpack"))
+def test_executorch(backend):
+    "ExecuTorch, with its portable kernels and with XNNPACK's, gives what the cut model gives"
+    pytest.importorskip("executorch", reason="ExecuTorch (pip install executorch) is not here")
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+    from executorch.runtime import Runtime
+
+    model, x = FAMILIES["vit_features"]()
+    small = halved(randomised(model)).eval()
+    parts = [XnnpackPartitioner()] if backend == "xnnpack" else None
+    graph = to_edge_transform_and_lower(torch.export.export(small, (x,)), partitioner=parts)
+    program = Runtime.get().load_program(graph.to_executorch().buffer)
+    (got,) = program.load_method("forward").execute([x])
+    assert near(got.numpy(), out(small, x))
+
+
 COMPILED = ("deit_tiny", "swin", "eva02", "hf_bert", "hf_llama", "hf_gpt2", "open_clip_mha")
 
 

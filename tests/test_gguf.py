@@ -9,8 +9,8 @@ import spp
 from spp import cut, find_pairs
 from spp.cutting.budget import solve, unit_costs
 from spp.cutting.gguf import save_gguf
+from spp.cutting.llama_cpp import LlamaCpp, torch_log_probs
 from spp.cutting.vocabulary import vocabulary
-from spp.lab.llama_cpp import LlamaCpp, torch_log_probs
 
 VOCABULARY = 320
 SHAPE = dict(

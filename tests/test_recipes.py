@@ -13,11 +13,12 @@ from command import inside, python, refused, spp
 from safetensors.torch import load_file
 
 from spp import load
+from spp.cutting.budget import HEADS
 from spp.judging.baselines import baseline
 from spp.judging.data import digits_vit
 from spp.running.folder import write_json
 from spp.running.recipes import RECIPES, Recipe
-from spp.running.runs import run
+from spp.running.runs import run, searched
 
 
 @pytest.mark.slow
@@ -47,7 +48,7 @@ RUN = """
 import os, signal, sys
 import spp.running.runs as runs
 from spp.running.recipes import RECIPES, Recipe
-from spp.running.runs import run
+from spp.running.runs import run, searched
 
 dies = int(sys.argv[2])
 generated = runs.generated
@@ -126,7 +127,7 @@ def test_killed_in_each_stage(tmp_path, kind):
 FULL = """
 import resource, signal, sys
 from spp.running.recipes import RECIPES, Recipe
-from spp.running.runs import run
+from spp.running.runs import run, searched
 
 RECIPES["tiny"] = Recipe("test_vit", 2, 1, 1, 4, 1e-3)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails as on a full disk
@@ -187,3 +188,20 @@ def test_a_folder_has_one_run(tmp_path, start):
     write_json(tmp_path / "run.json", dict(recipe="deit_small", seed=0))
     baseline("random", digits_vit()).save(tmp_path / "order.path")  # its search is done
     refused(start(*args), "belongs to another run: recipe was 'deit_small', now 'deit_tiny'")
+
+
+def test_whole_heads(tmp_path, monkeypatch):
+    "`spp search --heads whole`: whole heads leave, also in `spp cut`, unless it is asked otherwise"
+    monkeypatch.setitem(RECIPES, "tiny", Recipe("test_vit", 1, 1, 1, 4, 1e-3))
+    out = tmp_path / "run"
+    how = ("--smoke", "--update", 1, "--out", out, "--quiet")
+    assert inside("search", "tiny", *how, "--heads", "whole").returncode == 0
+    path = searched(out)
+    assert path.heads == "whole"
+    want = {heads: path.cut(params=0.8, heads=heads).spp.widths for heads in HEADS}
+    assert want["whole"] != want["dimensions"]
+    for options, heads in (((), "whole"), (("--heads", "dimensions"), "dimensions")):
+        assert inside("cut", out, "--params", 0.8, *options).returncode == 0
+        assert load(out / "cuts/params_0.80").spp.widths == want[heads]
+    refused(inside("cut", out, "--params", 0.8, "--heads", "half"), "known are dimensions, whole")
+    refused(inside("run", "tiny", *how, "--heads", "dimensions"), "heads")

@@ -225,12 +225,15 @@ class Sizes:
 def _row(path: SolutionPath, small: nn.Module, asked: float, batch: Any, found: Comparison) -> dict:
     "What the table says of a size"
     share = small.spp.got.get("macs")
+    latency = math.nan
+    if batch is not None:
+        (latency,) = relative_latency([small], path.model, batch, **path.runtime)
     return dict(
         asked=asked,
         params=params_of(small),
         share=small.spp.got["params"],
         macs=share and round(share * path.costs.dense["macs"]),
-        latency=math.nan if batch is None else relative_latency([small], path.model, batch)[0],
+        latency=latency,
         **{k: getattr(found, k) for k in ("score", "drop", "low", "high")},
     )
 

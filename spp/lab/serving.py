@@ -8,7 +8,8 @@ __all__ = ['agreement', 'speeds', 'serving']
 # %% ../../nbs/lab/20_serving.ipynb #9d40c405
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -22,12 +23,13 @@ from ..core.bars import progress_bar
 from ..cutting.budget import params_of
 from ..cutting.files import load, save
 from ..cutting.gguf import save_gguf
+from ..cutting.llama_cpp import LlamaCpp, torch_log_probs
 from ..judging.evaluate import provenance
-from .llama_cpp import LlamaCpp, torch_log_probs
-from .records import write_record
+from .records import read_record, write_record
 from .repairs import path_of
 from .samples import smollm2, wikipedia
 from .tasks import Task, smollm2_task
+from ..method.path import SolutionPath
 
 # %% ../../nbs/lab/20_serving.ipynb #9d40c408
 def agreement(
@@ -74,20 +76,57 @@ def speeds(
 
 # %% ../../nbs/lab/20_serving.ipynb #9d40c40e
 def _cuts(
-    task: Task, params: float, seed: int, options: dict, folder: Path
+    task: Task, path: SolutionPath, params: float, options: dict, place: Path
 ) -> tuple[nn.Module, nn.Module | None]:
     "The cut; and the repaired one, from its folder if it is there"
-    path = path_of(task, "spp", seed, folder, options["progress"])
     how = dict(heads="whole", align=32, params=params)
     batches = options["batches"]
     if not batches:
         return path.cut(**how), None
-    place = folder / f"smollm2_{params:g}_{seed}_{batches}"
     if not place.exists():
-        data = list(islice(task.data(batches, seed + 1000, length=512), batches))
+        data = list(islice(task.data(batches, path.info["seed"] + 1000, length=512), batches))
         options = options | dict(amp=task.extra["amp"], checkpoint=f"{place}.run")
         save(path.cut(repair=data, repair_options=options, **how), place)
     return path.cut(**how), load(place)
+
+
+def _kept(folder: Path, of: dict, name: str, make: Callable[[], Any], again: bool = False) -> Any:
+    "What a stage found: as it was kept for the same settings `of`, or found now and kept"
+    file = folder / "stages.json"
+    known = read_record(file) if file.exists() else {}
+    found = known.get("found", {}) if known.get("of") == of else {}
+    if again or name not in found:
+        found = found | {name: make()}
+        write_record(file, dict(of=of, found=found))
+    return found[name]
+
+
+def _timed(
+    models: dict, tokenizer: Any, dtype: str, text: list[int], folder: Path, **how
+) -> dict[str, Any]:  # rows of `speeds`, sizes of files, and what else the machine did
+    "Tokens per second of both models in one type"
+    files = _written(models, tokenizer, dtype, folder)
+    rows = speeds(files, text, **how)
+    return dict(rows=rows, bytes=[f.stat().st_size for f in files], load=os.getloadavg()[0])
+
+
+def _near(
+    small: nn.Module, tokenizer: Any, dtype: str, ids: Tensor, folder: Path
+) -> dict[str, float]:
+    "How far llama.cpp is from torch for the cut in one type"
+    file = save_gguf(small, folder / f"cut_{dtype}.gguf", tokenizer, dtype)
+    return agreement(small, file, ids)
+
+
+def _met(path: SolutionPath, ids: Tensor, asked: float) -> list[dict[str, float]]:
+    "What a budget in time comes to: asked, predicted, and measured again on the cut"
+    out = []
+    for runtime in ("torch", "llama.cpp"):
+        path.measure(ids, runtime, heads="whole", progress=False)
+        got = path.cut(latency=asked, heads="whole", align=32).spp.got
+        told = dict(runtime=runtime, asked=asked, predicted=got["latency"], params=got["params"])
+        out.append(told | dict(measured=got["latency, measured"], load=os.getloadavg()[0]))
+    return out
 
 
 def _written(models: dict[str, nn.Module], tokenizer: Any, dtype: str, folder: Path) -> list[Path]:
@@ -106,7 +145,9 @@ def serving(
     positions: int = 200,  # of a text on which llama.cpp is compared with torch
     rounds: int = 15,  # of timing
     windows: int = 16,  # of 512 tokens for the perplexities
-    folder: str | os.PathLike = "runs/serving",  # of the path, the cut and the files
+    latency: float | None = 0.8,  # a budget in time, to be met; None: none
+    folder: str | os.PathLike = "runs/serving",  # of the path, the cut, the files and the stages
+    retime: bool = False,  # take the times again, whatever is kept
     progress: bool = True,  # show bars
 ) -> Path:  # the file serving.json in `out`
     "SmolLM2 and a repaired cut of it in llama.cpp, beside torch and beside each other."
@@ -114,27 +155,37 @@ def serving(
     folder.mkdir(parents=True, exist_ok=True)
     task, tokenizer = smollm2_task(held_out=windows), smollm2()[1]
     options = dict(batches=batches, draws=draws, progress=progress)
-    plain, fixed = _cuts(task, params, seed, options, folder)
+    path = path_of(task, "spp", seed, folder, progress)
+    place = folder / f"smollm2_{params:g}_{seed}_{batches}"
+    plain, fixed = _cuts(task, path, params, options, place)
     small = plain if fixed is None else fixed
     models = dict(dense=task.model, cut=small)
     text = tokenizer(wikipedia()[95], return_tensors="pt").input_ids[0]
-    rows = []
+    arguments = dict(params=params, batches=batches, draws=draws, latency=latency)
+    arguments |= dict(positions=positions, rounds=rounds, windows=windows)
+    kept = partial(_kept, folder, arguments | dict(seed=seed))
+    timing = dict(rounds=rounds, progress=progress)
+    rows, loads = [], {}
     for dtype in dtypes:
-        files = _written(models, tokenizer, dtype, folder)
-        timed = speeds(files, text[:128].tolist(), rounds=rounds, progress=progress)
-        for (name, model), file, row in zip(models.items(), files, timed):
-            near = {} if model is task.model else agreement(model, file, text[: positions + 1])
-            told = dict(model=name, dtype=dtype, bytes=file.stat().st_size)
-            rows.append(told | dict(params=params_of(model)) | near | row)
+        some = (models, tokenizer, dtype, text[:128].tolist(), folder)
+        timed = kept(f"speed {dtype}", partial(_timed, *some, **timing), retime)
+        ids = text[: positions + 1]
+        near = kept(f"near {dtype}", partial(_near, small, tokenizer, dtype, ids, folder))
+        loads[dtype] = timed["load"]
+        for (name, model), size, row in zip(models.items(), timed["bytes"], timed["rows"]):
+            told = dict(model=name, dtype=dtype, bytes=size, params=params_of(model))
+            rows.append(told | (near if name == "cut" else {}) | row)
     scored = {"dense": task.model, "as cut": plain, "repaired": fixed}
+    scored = {k: m for k, m in scored.items() if m is not None}
     record = dict(
         rows=rows,
-        perplexity={k: task.score(m) for k, m in scored.items() if m is not None},
+        perplexity={k: kept(f"ppl {k}", partial(task.score, m)) for k, m in scored.items()},
         widths=small.spp.widths,
         engine=f"xllamacpp {version('xllamacpp')}",
-        load=os.getloadavg()[0],
+        load=loads,
     )
-    arguments = dict(params=params, batches=batches, draws=draws)
-    arguments |= dict(positions=positions, rounds=rounds, windows=windows)
+    if latency is not None:
+        met = partial(_met, path, text[None, :128], latency)
+        record["latency"] = kept("latency", met, retime)
     record |= provenance(seed, time.time() - begun, arguments)
     return write_record(Path(out) / "serving.json", record)

@@ -30,7 +30,7 @@ from ..core.files import check_output, replacing
 from ..core.formats import save_json
 from ..core.hub import cache_without_hub
 from ..core.restored import restored
-from ..cutting.budget import check_budget
+from ..cutting.budget import HEADS, check_budget
 from ..cutting.files import save
 from ..cutting.pretrained import save_pretrained
 from ..judging.evaluate import provenance
@@ -213,19 +213,20 @@ def _by_units(
     ids: Tensor,
     request: _Request,
     repair: bool,
-    uniform: bool,
+    how: dict,  # `uniform` and `heads`
     steps: int,
     seed: int,
     device: str | None,
-) -> tuple[nn.Module, dict]:
-    "Cut units of `net`: a smaller model, and fields of the record"
+) -> tuple[nn.Module, None, dict]:
+    "Cut units of `net`: a smaller model, no path to write, and fields of the record"
     needed = 2 * (steps + first_looks(steps))  # windows: two in a batch, used again if too few
-    check_budget(net, find_pairs(net), uniform, **request.asked)
+    check_budget(net, find_pairs(net), **how, **request.asked)
     data = batches(ids[torch.arange(needed) % len(ids)])
-    path = search(net.to(device or "cpu"), data, steps=steps, seed=seed)
-    small = path.cut(uniform=uniform, repair=ids if repair else None, **request.asked)
+    where = net.to(device or "cpu")
+    path = search(where, data, steps=steps, seed=seed, heads=how["heads"])
+    small = path.cut(**how, repair=ids if repair else None, **request.asked)
     speed = "a dense model with fewer units: faster everywhere"
-    return small, dict(path=path.info, got=small.spp.got, speed=speed)
+    return small, None, dict(path=path.info, got=small.spp.got, speed=speed)
 
 # %% ../../nbs/llm/07_running.ipynb #ced0ddce
 KIND = "a pruned language model"  # of the folder, and of its llm.json
@@ -255,7 +256,7 @@ def _write(
 
 # %% ../../nbs/llm/07_running.ipynb #e67f371f
 def _check_call(
-    metric: str, steps: int, seed: int, device: str | None, dtype: str, flags: dict[str, bool]
+    metric: str, steps: int, seed: int, device: str | None, dtype: str, how: dict[str, Any]
 ) -> None:
     "Raise `TypeError` or `ValueError` for arguments of `run_llm` that cannot be"
     check_choice(metric, "metric", METRICS)
@@ -264,8 +265,9 @@ def _check_call(
     if device is not None:
         check_device(device)
     check_choice(dtype, "dtype", ("auto", "float32", "bfloat16", "float16"))
-    for name, value in flags.items():
-        check_flag(value, name)
+    check_choice(how["heads"], "heads", HEADS)
+    for name in ("repair", "uniform"):
+        check_flag(how[name], name)
 
 
 def _loaded(request: _Request, dtype: str) -> tuple[Callable, nn.Module]:
@@ -307,6 +309,7 @@ def run_llm(
     tasks: tuple[str | dict, ...] = (),  # zero-shot tasks before and after, see `zero_shot`
     steps: int = 60,  # of the search of units
     uniform: bool = False,  # with `params`: equal widths in all layers, for `from_pretrained`
+    heads: str = "dimensions",  # with `params`: what leaves attention; or "whole", as GGUF wants
     device: str | None = None,  # where blocks, tasks and the search are run
     dtype: str = "auto",  # of the weights, e.g. "bfloat16"; "auto": as they are stored
 ) -> dict:  # the record, as it is written to llm.json
@@ -318,7 +321,8 @@ def run_llm(
     """
     since = time()
     request = _request(model, calibration, sparsity, pattern, params, n, length, judge)
-    _check_call(metric, steps, seed, device, dtype, dict(repair=repair, uniform=uniform))
+    how = dict(uniform=uniform, heads=heads)
+    _check_call(metric, steps, seed, device, dtype, dict(repair=repair, **how))
     out = check_output(out, KIND, folder=True)
     tokenizer, net = _loaded(request, dtype)
     ids = windows(request.calibration, tokenizer, *request.size, seed, field=field)
@@ -338,9 +342,8 @@ def run_llm(
         dense=judged.perplexity(net),
         zero_shot=dict(dense=judged.zero_shot(net)),
     )
-    path = None
     if request.by_units:
-        small, added = _by_units(net, ids, request, repair, uniform, steps, seed, device)
+        small, path, added = _by_units(net, ids, request, repair, how, steps, seed, device)
     else:
         small, path, added = _by_weights(net, ids, request, repair, metric, device)
     record |= added

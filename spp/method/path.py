@@ -91,6 +91,7 @@ class SolutionPath:
         self.model = None
         self.costs = None
         self.batch = None
+        self.runtime = {}  # where it is timed, see `measure`
         self._steps = {}
 
     def __getattr__(self, name):
@@ -338,20 +339,25 @@ def _by_part(path: SolutionPath, how: dict, budget: dict[str, dict[str, float]])
 def measure(
     self: SolutionPath,
     batch: Tensor | dict[str, Tensor] | None = None,  # an input on the model's device, see below
-    **kw,  # of `spp.cutting.latency.measure`
+    runtime: str = "torch",  # or "onnxruntime", "openvino", "llama.cpp": what will run the cut
+    runtime_options: dict[str, Any] | None = None,  # threads=; of llama.cpp dtype=, new_tokens=
+    **kw,  # shares=, rounds= and progress= of `spp.cutting.latency.measure`
 ) -> SolutionPath:  # itself, with a table of latencies
     """Time the model's layers at several widths, for `cut(latency=…)`.
 
-    Without a `batch`, known families are timed on one sample of zeros. Raises `ValueError` if
-    there is none.
+    Without a `batch`, known families are timed on one sample of zeros. In llama.cpp a time is
+    that of reading the batch's tokens and writing 32 more. Raises `ValueError` if there is no
+    sample, `ImportError` for a runtime that is not installed.
     """
     x = attached(self).batch if batch is None else batch
     if x is None:
         raise ValueError(
             f"spp does not know what a {type(self.model).__name__} takes: pass a batch"
         )
+    where = dict(runtime=runtime, **(runtime_options or {}))
+    kw = dict(heads=self.heads) | kw | where
     self.costs = measure_latency(self.model, self.pairs, self.costs, x, **kw)
-    self.batch = x
+    self.batch, self.runtime = x, where
     self._steps = {}
     return self
 
@@ -419,7 +425,9 @@ def cut(
     small.spp.asked = dict(budget)
     small.spp.got = {k: got[k] / self.costs.dense[k] for k in got}
     if "latency" in budget:
-        small.spp.got["latency, measured"] = relative_latency([small], self.model, self.batch)[0]
+        (measured,) = relative_latency([small], self.model, self.batch, **self.runtime)
+        small.spp.got["latency, measured"] = measured
+        small.spp.path["runtime"] = self.runtime
     known = ("method", "steps", "seed", "heads", "settings")
     small.spp.path |= {k: self.info[k] for k in known if k in self.info}
     return small

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'WRONG_FILES', 'Quiet', 'RecipeName', 'DataFolder', 'OutFolder', 'DataName', 'Checkpoint', 'Weights', 'Classes',
-           'ImageSize', 'Sizes', 'Epochs', 'DenseEpochs', 'Update', 'Balance', 'Prune', 'Finetune', 'Repair',
-           'Calibration', 'Batch', 'Rate', 'Seeds', 'Device', 'Workers', 'Smoke', 'JOBS', 'demo', 'show', 'recipes',
-           'run', 'search', 'cut', 'pick', 'llm', 'jobs', 'report', 'bench', 'main']
+           'ImageSize', 'Sizes', 'Epochs', 'DenseEpochs', 'Update', 'Balance', 'Heads', 'CutHeads', 'Prune', 'Finetune',
+           'Repair', 'Calibration', 'Batch', 'Rate', 'Seeds', 'Device', 'Workers', 'Smoke', 'JOBS', 'demo', 'show',
+           'recipes', 'run', 'search', 'cut', 'pick', 'llm', 'jobs', 'report', 'bench', 'main']
 
 # %% ../../nbs/running/03_cli.ipynb #14f408b3
 import os
@@ -252,6 +252,12 @@ Epochs = Annotated[int, Option(help="Epochs of every stage.")]
 DenseEpochs = Annotated[int, Option(help="Epochs of the dense model, if its head is new; 30.")]
 Update = Annotated[int, Option(help="Epochs of the search; the recipe's.")]
 Balance = Annotated[int, Option(help="Batches that balance the heads; 0: none.")]
+Heads = Annotated[
+    str, Option(help="What leaves attention: dimensions of heads, or whole heads (for GGUF).")
+]
+CutHeads = Annotated[
+    str, Option("--heads", help="dimensions or whole; default as they were searched.")
+]
 Prune = Annotated[int, Option(help="With --no-repair: epochs of the walk; 0: cut at once.")]
 Finetune = Annotated[int, Option(help="Epochs of each size's training; the recipe's.")]
 Repair = Annotated[
@@ -362,6 +368,7 @@ def run(
     dense: DenseEpochs = None,  # of one stage
     update: Update = None,  # of one stage
     balance: Balance = None,  # batches
+    heads: Heads = None,  # dimensions or whole
     prune: Prune = None,  # of one stage
     finetune: Finetune = None,  # of one stage
     repair: Repair = True,  # or the paper's walk
@@ -403,6 +410,7 @@ def search(
     dense: DenseEpochs = None,  # of one stage
     update: Update = None,  # of one stage
     balance: Balance = None,  # batches
+    heads: Heads = None,  # dimensions or whole
     batch: Batch = None,  # images
     lr: Rate = None,  # of the trainings
     seed: Annotated[int, Option(help="Seed of new weights and of the search.")] = 0,
@@ -440,6 +448,7 @@ def cut(
     model: Annotated[Path, Option(help="Of a path file: folder of its dense model.")] = None,
     out: Annotated[Path, Option(help="Where folders go; default PATH/cuts.")] = None,
     uniform: Annotated[bool, Option("--uniform", help="Equal widths in all layers.")] = False,
+    heads: CutHeads = None,  # dimensions or whole
     device: Device = None,  # of torch
     workers: Workers = None,  # processes
     quiet: Quiet = False,  # nothing but results and errors
@@ -452,6 +461,7 @@ def cut(
     Examples:
       spp cut runs/deit_tiny --params 0.4 --params 0.3 --repair pictures
       spp cut deit.path --model dense_folder --macs 0.5 --out runs/half
+      spp cut runs/deit_tiny --params 0.6 --heads whole
     """
     from spp.running.cuts import cut_sizes
 
@@ -459,7 +469,7 @@ def cut(
     together = {k: v for k, v in dict(units=units, macs=macs, latency=latency).items() if v}
     sizes = [size | together for size in sizes] or [together] * bool(together)
     how = dict(calibration=calibration, model=model, out=out, uniform=uniform)
-    how |= dict(device=device, workers=workers)
+    how |= dict(heads=heads, device=device, workers=workers)
     for text in _told(cut_sizes, path, sizes, repair, **how):
         echo(text)
 
@@ -473,6 +483,7 @@ def pick(
     by: Annotated[str, Option(help="Smallest in params, macs, units or latency.")] = "params",
     cuts: Annotated[int, Option(help="Sizes to look at.")] = 7,
     calibration: Calibration = 512,  # images
+    heads: CutHeads = None,  # dimensions or whole
     model: Annotated[Path, Option(help="Of a path file: folder of its dense model.")] = None,
     out: Annotated[Path, Option(help="Folder of the model; default PATH/picked.")] = None,
     device: Device = None,  # of torch
@@ -492,6 +503,7 @@ def pick(
     from spp.running.picking import pick_size
 
     how = dict(level=level, by=by, cuts=cuts, calibration=calibration, model=model, out=out)
+    how |= dict(heads=heads)
     with _on_interrupt(lambda: "nothing was picked, and nothing was written"):
         for text in _told(pick_size, path, data, drop, **how, device=device, workers=workers):
             echo(text)
@@ -534,6 +546,7 @@ def llm(
     tasks: Annotated[str, Option(help="lm_eval's tasks, e.g. piqa,boolq; or paper.")] = None,
     steps: Annotated[int, Option(help="With --params: steps of the search.")] = 60,
     uniform: Annotated[bool, Option("--uniform", help="Equal widths in all layers.")] = False,
+    heads: Heads = "dimensions",  # with --params
     device: Annotated[str, Option(help="Where one block runs at a time, e.g. cuda.")] = None,
     dtype: Annotated[str, Option(help="Type of the weights.")] = "auto",
     quiet: Quiet = False,  # nothing but results and errors
@@ -564,7 +577,7 @@ def llm(
             calibration,
             **dict(sparsity=sparsity, pattern=pattern, params=params, repair=repair, metric=metric),
             **dict(n=windows, length=length, seed=seed, judge=judge, tasks=asked, steps=steps),
-            **dict(uniform=uniform, device=device, dtype=dtype, field=field),
+            **dict(uniform=uniform, heads=heads, device=device, dtype=dtype, field=field),
         )
     echo(_llm_text(result, out))
 

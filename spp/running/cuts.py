@@ -100,6 +100,7 @@ def cut_sizes(
     model: str | os.PathLike | None = None,  # of a path file: the folder of its dense model
     out: str | os.PathLike | None = None,  # where the folders of the cuts go; None: path/cuts
     uniform: bool = False,  # equal widths in all layers
+    heads: str | None = None,  # "dimensions" or "whole"; None: as they were searched
     device: str | None = None,  # e.g. "cuda"; None: "cuda" where there is one
     workers: int | None = None,  # processes that load images; None: as many as fit
 ) -> Iterator[str]:  # a line for each size, once it is written
@@ -114,23 +115,24 @@ def cut_sizes(
         raise ValueError("no size: write --params .4, or --units, --macs or --latency")
     path = path_at(where, model, device)
     out = place(out) if out else (where if where.is_dir() else where.parent) / "cuts"
+    how = dict(uniform=uniform, heads=heads)
     for size in sizes:
-        path.mask(uniform=uniform, **size)
+        path.mask(**how, **size)
         check_output(out / name_of_size(size), KIND, folder=True)
     batches, test = None, None
     if repair is not None:
         batches, test = batches_for(path, where, repair, calibration, workers)
-    return _cut_all(path, sizes, batches, test, out, uniform)
+    return _cut_all(path, sizes, batches, test, out, how)
 
 
-def _cut_all(path, sizes, batches, test, out, uniform) -> Iterator[str]:
+def _cut_all(path, sizes, batches, test, out, how) -> Iterator[str]:
     "Cut one size after the other, and say what was written"
     options = dict(batches=len(batches)) if batches else None
     for size in sizes:
-        as_cut = path.cut(uniform=uniform, **size)
+        as_cut = path.cut(**how, **size)
         small = as_cut
         if batches:
-            small = path.cut(uniform=uniform, repair=batches, repair_options=options, **size)
+            small = path.cut(repair=batches, repair_options=options, **how, **size)
         folder = save(small, out / name_of_size(size))
         text = f"{folder}: {small.spp.params[0]:,} parameters, {small.spp.got['params']:.1%}"
         if test is not None:

@@ -45,6 +45,7 @@ def pick_size(
     by: str = "params",  # what is to be small
     cuts: int = 7,  # sizes to look at
     calibration: int = 512,  # images to repair on
+    heads: str | None = None,  # "dimensions" or "whole"; None: as they were searched
     model: str | os.PathLike | None = None,  # of a path file: the folder of its dense model
     out: str | os.PathLike | None = None,  # the folder of the model; None: path/picked
     device: str | None = None,  # e.g. "cuda"; None: "cuda" where there is one
@@ -67,7 +68,7 @@ def pick_size(
             " folders as train/"
         )
     options = dict(batches=len(batches))
-    how = dict(drop=drop, level=level, by=by, cuts=cuts)
+    how = dict(drop=drop, level=level, by=by, cuts=cuts, heads=heads)
     small = path.pick(test, repair=batches, repair_options=options, **how)
     save(small, out)
     return list(_told(small.spp.path["pick"], out, small))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 import pandas as pd
 
 from ..core.checks import check_choice, check_fields, check_flag
+from ..cutting.budget import HEADS
 from ..training.family import check_shares
 
 # %% ../../nbs/running/00_recipes.ipynb #11ffa757
@@ -41,6 +42,7 @@ class Recipe:
     tag: str = ""  # of a CLIP: open_clip's name of the weights, or a file
     chunk: int | None = None  # of a CLIP: pairs that go through it at a time
     balance: int = 0  # batches that balance the heads before the search; 0: not, as in the paper
+    heads: str = "dimensions"  # what leaves an attention layer; or "whole": heads, GGUF wants them
     repair: int = 512  # training images that cuts are repaired on; 0: none, as in the paper
     dense: int = 30  # epochs of the dense model's training, where its head is new
     source: str = "Ding et al. (2025), Table 6"  # where the settings come from
@@ -51,6 +53,7 @@ class Recipe:
         check_fields(self, ema="None or (0, 1)", clip="None or (0, ∞)", share="[0, 1]")
         check_fields(self, chunk="None or whole 1", balance="whole 0")
         check_fields(self, repair="whole 0", dense="whole 0")
+        check_choice(self.heads, "heads", HEADS)
         check_shares(self.params)
 
 # %% ../../nbs/running/00_recipes.ipynb #04eb5f34

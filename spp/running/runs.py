@@ -32,7 +32,7 @@ from ..core.files import check_output, place, replacing
 from ..core.formats import digest, kind_of
 from ..core.identity import of_data, of_model
 from ..core.restored import on_interrupt
-from ..cutting.budget import check_budget, cost_of, unit_costs
+from ..cutting.budget import Steps, check_budget, unit_costs
 from ..cutting.files import KIND, load
 from ..cutting.latency import relative_latency
 from ..judging.caption_files import karpathy, made_up
@@ -141,12 +141,13 @@ def _loaders(
 # %% ../../nbs/running/00_runs.ipynb #5b1d2010
 def reachable(
     model: nn.Module,  # the dense model
+    heads: str = "dimensions",  # or "whole", as for `SolutionPath.cut`
 ) -> float:  # share of its parameters
     "The smallest cut of `model`."
     pairs = find_pairs(model)
     costs = unit_costs(model, pairs)
-    least = cost_of(torch.zeros(sum(p.n for p in pairs)), pairs, costs)["params"]
-    return least / costs.dense["params"]
+    steps = Steps(torch.zeros(sum(p.n for p in pairs)), pairs, costs, heads=heads)
+    return steps.least["params"] / costs.dense["params"]
 
 
 def _bytes(model: nn.Module, recipe: Recipe) -> int:
@@ -186,7 +187,7 @@ def planned(
     r, model = work.recipe, start.model
     pairs = find_pairs(model)
     for share in r.params:
-        check_budget(model, pairs, params=share)
+        check_budget(model, pairs, heads=r.heads, params=share)
     needed = _bytes(model, r)
     free = _check_disk(work.out, needed)
     count = sum(p.numel() for p in model.parameters())
@@ -205,7 +206,8 @@ def planned(
         model=f"{r.model}, {count:,} parameters, {start.text}",
         dense=f"{r.dense} epochs first, its head is new" if work.trains and r.dense else None,
         search=f"{r.update} epochs, {steps:,} steps of {r.batch} images",
-        sizes=f"{sizes} of the parameters; {reachable(model):.3f} to 1 can be cut",
+        sizes=f"{sizes} of the parameters; {reachable(model, r.heads):.3f} to 1 can be cut",
+        heads="whole ones leave" if r.heads == "whole" else None,
         repair=after,
         walk=None if r.repair else walked,
         training=f"{r.finetune} epochs for each size",
@@ -216,7 +218,8 @@ def planned(
 # %% ../../nbs/running/00_runs.ipynb #5b1d2012
 _STAGES = ("dense", "search", "cut", "fine-tuning")
 _TRAINING = ("lr", "augment", "mixup", "cutmix", "smoothing", "ema", "clip", "chunk", "share")
-_SINCE = dict(update="search", balance="search", repair="cut", prune="cut", finetune="fine-tuning")
+_SINCE = dict(update="search", balance="search", heads="search")
+_SINCE |= dict(repair="cut", prune="cut", finetune="fine-tuning")
 
 
 def _begun(out: Path, trains: bool) -> str | None:

@@ -244,6 +244,7 @@ def search_stage(
             steps=max(steps - first_looks(steps), 1),
             seed=work.seed,
             checkpoint=checkpoint,
+            heads=work.recipe.heads,
             progress=work.progress,
         )
         if ranks()[0] == 0:
