@@ -333,11 +333,7 @@ def take(
 ) -> nn.Linear:  # with `n` outputs or inputs
     "A new layer with the outputs or inputs `index` of `layer`"
     new = resized(layer, len(index), dim)
-<<<<<<< HEAD
     filled = bool((index < 0).any())  # asked before it goes where the weights are
-=======
-    filled = bool((index < 0).any())  # asked here, where there are values
->>>>>>> a9843d0 (A cut is rebuilt where there are no values)
     index = index.to(layer.weight.device)
     real = index >= 0
     index = index.clamp(min=0)
