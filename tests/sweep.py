@@ -1,7 +1,9 @@
 """The law on every class: tiny models of all that transformers and timm have, gated against cut
 
-`python tests/sweep.py transformers` walks all, `… timm` the other library; names choose some.
-Prints a line for each class and the sums; the exit status is 1 if a cut was wrong or crashed.
+`python tests/sweep.py transformers` walks all, `… timm` the other library; names choose some, and
+`1/4` every fourth. With `--to results/coverage.json`, each row is kept as soon as it is known, and
+rows of the same revision are not made again. Prints a line for each class and the sums; the exit
+status is 1 if a cut was wrong or crashed.
 """
 
 import copy
@@ -11,7 +13,8 @@ import sys
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import timm
 import torch
@@ -20,6 +23,8 @@ from torch import nn
 from transformers.models.auto import modeling_auto as auto
 
 import spp
+from spp.judging.evaluate import provenance
+from spp.lab.records import read_record, write_record
 from spp.models.pairs import skipped, split_units
 from spp.models.proof import prove
 
@@ -334,12 +339,21 @@ class Row:
     left: dict = field(default_factory=dict)  # reason → how often
     refused: list = field(default_factory=list)  # what the proof said of layers that failed it
     worst: float = 0.0  # largest relative difference
+    attends: bool = False  # does the model hold an attention layer of whatever kind?
     seconds: float = 0.0
 
     def __str__(self):
         kinds = ", ".join(f"{k} {n}" for k, n in self.kinds.items())
         left = "; ".join(f"{n} × {why}" for why, n in self.left.items())
         return f"{self.name} | {self.status} | {self.worst:.0e} | {kinds} | {self.note} | {left}"
+
+
+def attends(
+    model: nn.Module,  # any model
+) -> bool:  # yes or no
+    "Does a model hold an attention layer, whatever its kind?"
+    kinds = {type(m).__name__.lower() for m in model.modules()}
+    return any("attention" in x or "attn" in x or x.endswith("mla") for x in kinds)
 
 
 def _why(e):
@@ -397,6 +411,7 @@ def examined(
 ) -> None:
     "Find the pairs of a model and test the law on it"
     model = model.double()
+    row.attends = attends(model)
     try:
         pairs = spp.find_pairs(model)
     except TypeError:
@@ -437,18 +452,18 @@ class _Late(BaseException):
 
 @contextmanager
 def _within(seconds):
-    "Raise `_Late` after some seconds"
+    "Raise `_Late` after some seconds of work; those of other processes do not count"
 
     def late(*_):
         raise _Late(f"more than {seconds} s")
 
-    old = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
+    old = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, old)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, old)
 
 
 def _made(row, kind, other):
@@ -566,31 +581,111 @@ def one_of_timm(
     return row
 
 
+# --- sums and files -------------------------------------------------------------------------
+
+
+def has_both(
+    row: Row,  # of a class
+) -> bool:  # yes or no
+    "Are pairs of attention and of an MLP found in it?"
+    kinds = {k.rpartition(":")[2] for k in row.kinds}
+    return "vo" in kinds and bool(kinds & {"mlp", "glu"})
+
+
+def runs(
+    row: Row,  # of a class
+) -> bool:  # yes or no
+    "Could a small model of the class be made and run?"
+    return row.status in ("held", "left alone", "wrong", "crash")
+
+
+def sums(
+    rows: list[Row],  # of all classes
+) -> dict[str, int]:  # what → how many classes
+    "How many classes run, attend, are found, wrong"
+    attending = [row for row in rows if runs(row) and row.attends]
+    return dict(
+        classes=len(rows),
+        run=sum(map(runs, rows)),
+        attend=len(attending),
+        both=sum(map(has_both, attending)),
+        either=sum(bool(row.kinds) for row in attending),
+        **{s: sum(r.status == s for r in rows) for s in ("held", "left alone", "wrong", "crash")},
+    )
+
+
 def summary(
     rows: list[Row],  # of all classes
 ) -> str:  # some lines
     "How many classes were found, left, wrong"
-    kinds = [{k.partition(":")[2] for k in row.kinds} for row in rows]
-    both = sum("vo" in k and bool(k & {"mlp", "glu"}) for k in kinds)
-    some = sum(bool(k) for k in kinds)
     counts = ", ".join(f"{n} {s}" for s, n in Counter(r.status for r in rows).most_common())
-    return f"{len(rows)} classes: {counts}\nattention and MLP found in {both}, either in {some}"
+    n = sums(rows)
+    share = f" ({n['both'] / n['attend']:.1%})" if n["attend"] else ""
+    return (
+        f"{len(rows)} classes: {counts}\n{n['attend']} of those that run have an attention;"
+        f" it and an MLP are found in {n['both']}{share}, either in {n['either']}"
+    )
+
+
+class Kept:
+    "Rows in a file of a record, by library and class"
+
+    def __init__(self, file: Path | None, library: str):
+        self.file, self.library = file, library
+        there = read_record(file) if file and file.exists() else {}
+        self.all = there.get("rows", {})
+        self.rows = self.all.setdefault(library, {})
+        self.told = provenance(0, 0.0, {"library": library})
+        self.told["versions"]["transformers"] = hf.__version__
+
+    def get(self, name: str) -> Row | None:
+        "The row of a class, if this revision made it"
+        row = dict(self.rows.get(name, {}))
+        same = row.pop("revision", None) == self.told["revision"]
+        return Row(**row) if same else None
+
+    def put(self, row: Row) -> None:
+        "Keep a row, and the sums of all"
+        self.rows[row.name] = asdict(row) | {"revision": self.told["revision"]}
+        if self.file is None:
+            return
+        rows = {lib: dict(sorted(x.items())) for lib, x in self.all.items()}
+        known = {lib: [_row(x) for x in every.values()] for lib, every in rows.items()}
+        self.told["seconds"] = round(sum(r.seconds for x in known.values() for r in x), 1)
+        of_all = {lib: sums(x) for lib, x in known.items()}
+        write_record(self.file, self.told | {"sums": of_all, "rows": rows})
+
+
+def _row(told):
+    return Row(**{k: v for k, v in told.items() if k != "revision"})
+
+
+def _chosen(every, chosen):
+    "Those of all names that an argument of the command line asks for"
+    if chosen and chosen[0][0].isdigit():
+        i, n = map(int, chosen[0].split("/"))
+        return every[i::n]
+    return chosen or every
 
 
 def main(argv):
     hf.logging.set_verbosity_error()
     torch.set_num_threads(1)
     library, *chosen = argv
+    file = None
+    if "--to" in chosen:
+        i = chosen.index("--to")
+        file = Path(chosen[i + 1])
+        del chosen[i : i + 2]
     every, look = (names(), one) if library == "transformers" else (timm_names(), one_of_timm)
-    if chosen and chosen[0][0].isdigit():
-        i, n = map(int, chosen[0].split("/"))
-        every = every[i::n]
-    elif chosen:
-        every = chosen
-    rows = []
-    for name in every:
-        rows.append(look(name))
-        print(rows[-1], f"| {rows[-1].seconds:.1f} s", flush=True)
+    kept, rows = Kept(file, library), []
+    for name in _chosen(every, chosen):
+        row = kept.get(name)
+        if row is None:
+            row = look(name)
+            kept.put(row)
+            print(row, f"| {row.seconds:.1f} s", flush=True)
+        rows.append(row)
     print(summary(rows))
     return int(any(row.status in ("wrong", "crash") for row in rows))
 

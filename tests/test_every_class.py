@@ -22,11 +22,14 @@ WIDER = [
     "AfmoeModel",  # what its heads put out is gated, dimension by dimension
     "AlbertModel",
     "BloomModel",
+    "CTRLModel",  # maps of one letter, an MLP in a Sequential
+    "CpmAntModel",  # an MLP whose maps have names of their own
     "DeepseekV3Model",
     "DetrModel",
     "DistilBertModel",
     "FalconModel",
     "GPTNeoXModel",
+    "ImageGPTModel",  # values alone of GPT-2's kind of map
     "ModernBertModel",
     "MptModel",
     "Phi3Model",
@@ -45,7 +48,7 @@ DECODERS = [
 REFUSED = {
     "GLPNModel": "as wide as its hidden units",
     "SegformerModel": "as wide as its hidden units",
-    "DoryModel": "holds numbers of its own",
+    "DoryModel": "a norm (attn_sub_norm) mixes what the heads",
     "Gemma4TextModel": "normalises its values",
 }
 REFUSED = {name: why for name, why in REFUSED.items() if hasattr(hf, name)}  # Dory: after 5.18
@@ -171,6 +174,32 @@ def test_proof_in_a_search(forgotten):
     assert any("Shifted is not" in why for why in path.cut(params=0.9).spp.left)
 
 
+class Unused(Shifted):
+    "An attention layer that no batch of token ids reaches"
+
+
+def test_what_does_not_run_is_not_shown(forgotten):
+    "A layer that the first batch does not reach is left out, and a cut of it refused"
+    model = llama()
+    model.tower = Unused()
+    pairs = spp.find_pairs(model)
+    assert any(p.site == "tower" for p in pairs)
+    with pytest.warns(UserWarning, match="tower: Unused does not run on this batch"):
+        path = spp.search(model, BATCHES, steps=2, progress=False)
+    assert "tower" not in {p.site for p in path.pairs}
+    with pytest.raises(ValueError, match="Unused does not run on this batch.*Pass one that runs"):
+        spp.cut(model, pairs, torch.ones(sum(p.n for p in pairs)))
+
+
+def test_why_a_proof_failed(forgotten):
+    "What a layer holds beside its maps is told when its proof fails"
+    model = llama(Shifted)
+    for layer in model.model.layers:
+        layer.self_attn.mixer = nn.Linear(8, 8)
+    with pytest.warns(UserWarning, match=r"\(it holds mixer\)"):
+        spp.search(model, BATCHES, steps=2, progress=False)
+
+
 def test_proof_of_pairs_that_were_given(forgotten):
     "Whoever names the pairs is told that one cannot be cut"
     model = llama(Shifted)
@@ -238,6 +267,34 @@ def test_gates_of_each_sample():
             assert (model(x[i : i + 1])[0] - both[i]).abs().max() < 1e-9 * both.abs().max()
 
 
+def test_attention_of_other_classes_of_timm(tmp_path):
+    "CaiT's attention layers are of classes of their own: values keep their places"
+    torch.manual_seed(0)
+    sizes = dict(img_size=32, depth=1, embed_dim=32, num_heads=4, num_classes=5)
+    model = sweep.randomised(timm.create_model("cait_xxs24_224", **sizes)).double()
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    pairs = spp.find_pairs(model)
+    kinds = {(type(model.get_submodule(p.site)).__name__, p.kind) for p in pairs}
+    assert kinds == {("TalkingHeadAttn", "vo"), ("ClassAttn", "vo"), ("Mlp", "mlp")}
+    for name, mask in masks(pairs):
+        small = spp.cut(model, pairs, mask, batch=x)
+        with torch.no_grad(), spp.gated(model, pairs, mask.double()):
+            assert distance(model(x), small(x)) < 1e-10, name
+        spp.save(small, tmp_path / "small")
+        assert torch.equal(spp.load(tmp_path / "small").double()(x), small(x))
+
+
+def test_attention_over_channels_is_left_alone():
+    "XCiT's values mix by their channels: the proof finds out, and says so"
+    torch.manual_seed(0)
+    sizes = dict(img_size=32, depth=1, embed_dim=32, num_heads=4, num_classes=5)
+    model = sweep.randomised(timm.create_model("xcit_nano_12_p16_224", **sizes))
+    pairs = spp.find_pairs(model)
+    with pytest.raises(ValueError, match="XCA is not what its maps say"):
+        spp.cut(model, pairs, torch.ones(sum(p.n for p in pairs)))
+    assert any("XCA is not what" in why for why in skipped(model).values())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(3))
 def test_sweep(part):
@@ -253,7 +310,13 @@ def test_sweep(part):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["beit_base_patch16_224", "mobilevit_xxs", "swin_tiny_patch4_window7_224"]
+    "name",
+    [
+        "beit_base_patch16_224",
+        "mobilevit_xxs",
+        "swin_tiny_patch4_window7_224",
+        "vit_small_patch16_18x2_224",  # attention layers beside each other
+    ],
 )
 def test_sweep_of_timm(name):
     "Attention and MLPs of small models of timm's families are found, and cut exactly"

@@ -207,7 +207,7 @@ def fit(
     return _noted(model, widths)
 
 # %% ../../nbs/cutting/01_cut.ipynb #ab376d91
-_WIDTHS = ({"heads", "head_dim"}, {"hidden"})  # of an attention layer, of an MLP
+_WIDTHS = ({"heads", "head_dim"}, {"vo"}, {"hidden"})  # of attention, of an MLP
 
 
 def _check_widths(widths: dict, known: dict[str, list[int]]) -> None:
@@ -218,8 +218,8 @@ def _check_widths(widths: dict, known: dict[str, list[int]]) -> None:
         whole = isinstance(layer, dict) and all(type(n) is int and n >= 0 for n in layer.values())
         if not whole or layer.keys() not in _WIDTHS:
             raise ValueError(
-                f"the widths of {site} must be whole numbers 'heads' and 'head_dim', or 'hidden';"
-                f" found {layer!r:.80}"
+                f"the widths of {site} must be whole numbers 'heads' and 'head_dim', 'vo' or"
+                f" 'hidden'; found {layer!r:.80}"
             )
 
 # %% ../../nbs/cutting/01_cut.ipynb #ab376d92

@@ -58,7 +58,7 @@ from ..models.batches import stream
 from ..models.checks import check_pairs
 from ..models.gates import gated
 from ..models.pairs import Pair, find_pairs, has_values, unwrapped
-from ..models.proof import in_halves, unproved
+from ..models.proof import in_halves, unproved, without
 from ..models.proof import prove as prove_families
 from ..models.weights import of_weights
 
@@ -372,7 +372,7 @@ def _exact(
     if failed:
         some = "; ".join(f"{site}: {why}" for site, why in failed.items())
         warnings.warn(f"left alone: {some}", stacklevel=3)
-        pairs = find_pairs(model)
+        pairs = without(model, find_pairs(model), failed)
     return pairs, data
 
 # %% ../../nbs/method/02_search.ipynb #7e9d24b0

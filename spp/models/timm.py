@@ -32,12 +32,11 @@ from spp.models.timm_layers import (
     unit_biases,
     unit_weights,
 )
+from .timm_others import value_pair, values_of, why_not
 
 # %% ../../nbs/models/02_timm.ipynb #fccc4f4c
 def _whole_layer_stays(attention: nn.Module) -> str:
     'Why nothing of an attention layer can be cut, "" if something can'
-    if type(attention) not in ATTENTION:
-        return f"{type(attention).__name__} is no attention layer that is known here"
     if getattr(attention, "gate", None) is not None:
         return "its output is gated by a further projection"
     if not isinstance(getattr(attention, "norm", None), nn.Identity | None):
@@ -71,11 +70,23 @@ def _stock(
     return "units" if any(number in parameters for parameters in takes) else ""
 
 
+def _other_attention(site: str, attention: nn.Module) -> tuple[list[Pair], dict[str, str]]:
+    "The pair of values of a layer that has no class here, or why there is none"
+    if not values_of(attention):
+        name = type(attention).__name__
+        return [], {site: f"it is not clear where the values of {name} lie"}
+    pair = value_pair(site, attention)
+    why = why_not(attention, pair)
+    return ([], {site: why}) if why else ([pair], {})
+
+
 def _attention_pairs(
-    model: nn.Module, block: str, attention: nn.Module
+    model: nn.Module, site: str, attention: nn.Module
 ) -> tuple[list[Pair], dict[str, str]]:
     "The pairs of an attention layer, and why there are not two"
-    site = f"{block}.attn"
+    block = site.rpartition(".")[0]
+    if type(attention) not in ATTENTION:
+        return _other_attention(site, attention)
     if why := _whole_layer_stays(attention):
         return [], {site: why}
     heads, d_qk, d_v = head_shape(attention)
@@ -122,9 +133,9 @@ def _attention_pairs(
     return [qk, vo], {}
 
 # %% ../../nbs/models/02_timm.ipynb #9cca2bbe
-def _mlp_pairs(model: nn.Module, block: str, mlp: nn.Module) -> tuple[list[Pair], dict[str, str]]:
+def _mlp_pairs(model: nn.Module, site: str, mlp: nn.Module) -> tuple[list[Pair], dict[str, str]]:
     "The pair of an MLP, or why there is none"
-    site = f"{block}.mlp"
+    block = site.rpartition(".")[0]
     if type(mlp) not in MLPS or not isinstance(mlp.fc2, nn.Linear):
         name = type(mlp).__name__
         return [], {site: f"{name} is no MLP of linear layers that is known here"}
@@ -149,7 +160,7 @@ def _mlp_pairs(model: nn.Module, block: str, mlp: nn.Module) -> tuple[list[Pair]
         weights=weights,
         site=site,
         gate=f"{site}.fc2",
-        stock=_stock(model, "mlp_ratio"),
+        stock=_stock(model, "mlp_ratio") if layers_of(model.get_submodule(block)) else "",
         adapter="models.timm",
     )
     return [pair], {}
@@ -159,25 +170,37 @@ def knows(
     model: nn.Module,  # any model
 ) -> bool:  # whether it has a block that can be cut
     "Is this a model of timm with blocks that are known here?"
-    return any(map(layers_of, model.modules()))
+    return any(layers_of(m) or _alone(m) for m in model.modules())
+
+
+def _alone(module: nn.Module) -> bool:
+    "Is this an attention layer or an MLP that can be cut in a block of any class?"
+    linear = type(module) in MLPS and isinstance(module.fc2, nn.Linear)
+    return linear or type(module) in ATTENTION or bool(values_of(module))
 
 
 def pairs(
     model: nn.Module,  # a model with blocks of timm
 ) -> tuple[list[Pair], dict[str, str]]:  # pairs in the order of blocks; what was left alone → why
     "The pairs of `model`, and for every layer or pair that was left alone the reason"
-    found, skipped = [], {}
+    found, skipped, seen = [], {}, set()
+
+    def look(name, layer, how):
+        got, why = how(model, name, layer)
+        found.extend(got)
+        skipped.update(why)
+
     for name, block in model.named_modules():
         for part in layers_of(block):
-            layer = getattr(block, part)
+            layer, site = getattr(block, part), f"{name}.{part}"
+            seen.add(site)
             if layer is None or isinstance(layer, Bias):
                 continue  # it has no units any more
-            look = _attention_pairs if part == "attn" else _mlp_pairs
-            got, why = look(model, name, layer)
-            found += got
-            skipped |= why
+            look(site, layer, _attention_pairs if part == "attn" else _mlp_pairs)
         if isinstance(block, AttentionPoolLatent):
             skipped[name] = "the attention that pools is left as it is, except for its MLP"
+        elif name not in seen and name and _alone(block):
+            look(name, block, _mlp_pairs if type(block) in MLPS else _attention_pairs)
     return found, skipped
 
 # %% ../../nbs/models/02_timm.ipynb #13019327

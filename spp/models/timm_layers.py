@@ -112,7 +112,7 @@ def drop_layer(
     block, part = site.rsplit(".", 1)
     parent = model.get_submodule(block)
     setattr(parent, part, Bias(bias))
-    if norm := layers_of(parent)[part]:
+    if norm := layers_of(parent).get(part):
         setattr(parent, norm, nn.Identity())
 
 # %% ../../nbs/models/02_timm_layers.ipynb #d6ee75ba

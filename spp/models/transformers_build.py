@@ -38,9 +38,10 @@ def describe(
     "How to make a model of the same structure"
     takes = inspect.signature(type(model)).parameters
     options = {}
-    if "add_pooling_layer" in takes and model.pooler is None:
+    if "add_pooling_layer" in takes and getattr(model, "pooler", ...) is None:
         options["add_pooling_layer"] = False
-    if "use_mask_token" in takes and model.embeddings.mask_token is not None:
+    masks = getattr(getattr(model, "embeddings", None), "mask_token", None) is not None
+    if "use_mask_token" in takes and masks:
         options["use_mask_token"] = True
     d = {
         "library": "transformers",

@@ -127,7 +127,7 @@ def resize_heads(
     if width != dim:
         new[-1] = _as(_values(old[-1], a, groups, width), old[-1])
         has_bias = projection.bias is not None
-        outputs = Outputs(n, width, dim, projection.out_features, has_bias, device="meta")
+        outputs = Outputs(n, width, dim, size(projection)[0], has_bias, device="meta")
         out = _as(outputs, projection)
     elif a.whole:
         new[-1] = resized(old[-1], size(old[-1])[0], 0)
@@ -160,10 +160,10 @@ def _gate_of(old: nn.Linear, n: int, width: int, dim: int) -> nn.Linear:
     return _as(Values(old.in_features, n, width, dim, old.bias is not None, device="meta"), old)
 
 
-def _values(old: nn.Linear, a: Heads, groups: int, width: int) -> Values:
+def _values(old: nn.Linear | Conv1D, a: Heads, groups: int, width: int) -> Values:
     "A map like `old` for `groups` heads of which `width` dimensions are left, without values"
     has_bias, besides = old.bias is not None, dict(lead=a.lead, stay=a.stay, device="meta")
-    return Values(old.in_features, groups, width, a.dim, has_bias, **besides)
+    return Values(size(old)[1], groups, width, a.dim, has_bias, **besides)
 
 # %% ../../nbs/models/04_transformers_heads.ipynb #64b1041d
 @dataclass(frozen=True)
