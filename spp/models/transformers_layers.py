@@ -352,10 +352,10 @@ def heads(
     layer = model.get_submodule(site)
     if (maps := maps_of(layer)) is None:
         return None
-    made = at(layer, maps[-1])
-    known = len(maps) == 3 or maps[-1] in FUSED
-    out = None if made is None else output_of(model, site, size(made)[0])
-    if out is None:
+    made, known = at(layer, maps[-1]), len(maps) == 3 or maps[-1] in FUSED
+    if not isinstance(made, (nn.Linear, Conv1D)):
+        return f"`{maps[-1]}` is {_class_name(made)}, not nn.Linear"
+    if (out := output_of(model, site, size(made)[0])) is None:
         return f"no output projection of {type(layer).__name__} was found" if known else None
     projection = model.get_submodule(out)
     if why := _wrong_maps(layer, maps, out, projection):
