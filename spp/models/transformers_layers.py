@@ -338,7 +338,7 @@ def not_read(
 ) -> str:  # "" if it is no attention layer
     "Why an attention layer was not recognised"
     kind = type(layer).__name__
-    named = "Attention" in kind and not kind.endswith(("Output", "Map"))
+    named = "Attention" in kind and not kind.endswith(("Output", "Map", "Projection"))
     own = any(x is not None and x.is_floating_point() for x in layer._parameters.values())
     maps = any(isinstance(x, (nn.Linear, nn.Conv1d, nn.Conv2d)) for x in layer.children())
     return f"no map of values was recognised in {kind}" if named and (own or maps) else ""
