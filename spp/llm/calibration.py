@@ -18,6 +18,7 @@ from ..core.checks import check_amp, check_device, check_windows
 from ..core.restored import evaluating, restored
 from ..cutting.budget import params_of
 from ..cutting.cut import name_of
+from .kept_blocks import KeptBlocks
 from .text import check_tokens
 from ..method.least_squares import Moments
 from ..models.checks import computed
@@ -256,6 +257,7 @@ def walk_blocks(
     progress: bool = True,  # show a bar
     full: bool = True,  # all of H, or only its diagonal?
     even: bool = False,  # do all tokens weigh alike, whatever the norm of what a layer reads?
+    kept: KeptBlocks | None = None,  # blocks that are done: they are run, and not handed out
 ) -> Iterator[tuple[str, nn.Module, Stats]]:  # name, layer, moments of its inputs
     """Every linear layer of every block, with the moments of what it reads.
 
@@ -291,10 +293,15 @@ def walk_blocks(
             at = torch.device(device or next(block.parameters()).device)
             with restored(block):  # moves it back
                 block.to(at)
+                if kept is not None and kept.resumed(i):
+                    run(i, at, keep=True)
+                    continue
                 with _Reads(linears(block), full, even) as moments:
                     run(i, at, keep=not refresh)
                 for child, stats in moments.stats().items():
                     _check_finite(stats, f"{name}.{i}.{child}")
                     yield f"{name}.{i}.{child}", block.get_submodule(child), stats
+                if kept is not None:
+                    kept.finish(i)
                 if refresh:
                     run(i, at, keep=True)

@@ -19,18 +19,29 @@ from torch import Tensor, nn
 from ..core.checks import check_flag, check_known, check_model, check_number, check_windows
 from ..core.files import save_tensors
 from ..core.formats import load_tensors, understood
+from ..core.identity import digest_of
 from ..cutting.cut import name_of
 from .calibration import blocks, left_dense, linears, walk_blocks
+from .kept_blocks import KeptBlocks
 from .masks import check_sparsity, levels, mask_of, parse_pattern
 from .repair import set_weights, wide_weights
 from .scores import Inclusion, score_of
 from .text import check_tokens, digest
 from ..models.checks import check_copy
 from ..models.pairs import fingerprint
+from ..models.transformers import weight
 from ..models.weights import of_weights, same_weights
 
 # %% ../../nbs/llm/05_weight_paths.ipynb #50604fe1
 KIND = "a path of an LLM"  # of the file
+
+
+def _where(
+    model: nn.Module, device: torch.device | str | None, amp: torch.dtype | None
+) -> dict[str, str]:
+    "Kind of device and type in which blocks are run, on which last bits depend"
+    at = torch.device(device or next(model.parameters()).device)
+    return dict(device=at.type, amp=str(amp))
 
 
 @dataclass
@@ -71,6 +82,13 @@ class LLMPath:
         Masks are nested: a weight that stays at one sparsity stays at every smaller one.
         """
         return {name: self._mask_of(name, sparsity, pattern) for name in self.levels}
+
+    def _depends(self, checkpoint, asked: dict, ids: Tensor, kw: dict) -> dict:
+        "All that repaired blocks depend on, if they are kept"
+        if not checkpoint:
+            return {}
+        where = _where(self.model, kw.get("device"), kw.get("amp"))
+        return dict(path=self.info, levels=digest_of(self.levels), data=digest(ids)) | asked | where
 
     def attach(
         self,
@@ -114,6 +132,7 @@ class LLMPath:
         repair: Tensor | None = None,  # windows, shape [n, length], to refit what stays on
         damping: float = 0.1,  # of the repair, see `set_weights`
         inplace: bool = False,  # prune the model itself? Else a copy
+        checkpoint: str | os.PathLike | None = None,  # folder of the blocks repaired; resume there
         **kw,  # of `walk_blocks`: device, amp, progress
     ) -> nn.Module:  # of the same class and shapes, with zeros among its weights
         """The model at one sparsity or with one pattern.
@@ -143,10 +162,15 @@ class LLMPath:
                 mask = self._mask_of(name, sparsity, pattern)
                 set_weights(layer, mask.to(layer.weight.device))
         else:
-            with closing(walk_blocks(model, repair, refresh=True, **kw)) as layers:
+            asked = dict(sparsity=sparsity, pattern=pattern, damping=damping)
+            told = self._depends(checkpoint, asked, repair, kw)
+            kept = KeptBlocks.begun(checkpoint, "weights", told, model.get_parameter)
+            with closing(walk_blocks(model, repair, refresh=True, kept=kept, **kw)) as layers:
                 for name, layer, stats in layers:
                     mask = self._mask_of(name, sparsity, pattern).to(stats.second.device)
                     set_weights(layer, mask, stats, True, damping, name)
+                    for part, x in layer.named_parameters(recurse=False):
+                        kept.add(f"{name}.{part}", x)
         if inplace:
             self.model = None
         return model
@@ -183,6 +207,7 @@ def weight_path(
     device: torch.device | str | None = None,  # where blocks are run; None: where the model is
     amp: torch.dtype | None = None,  # the type to run blocks in; None: that of the weights
     progress: bool = True,  # show a bar
+    checkpoint: str | os.PathLike | None = None,  # folder of the blocks that are done; resume there
     **settings,  # of the metric: see `Inclusion` and `ria`
 ) -> LLMPath:  # attached to `model`
     """The path of `model`: one pass over the windows, then the masks of every sparsity.
@@ -193,20 +218,29 @@ def weight_path(
     score, by = _score(metric, settings, by)
     ours = metric == "inclusion"
     found = {}
-    walk = walk_blocks(model, ids, device, amp=amp, progress=progress, full=ours, even=ours)
-    with closing(walk) as layers:
+
+    def place_of(name):
+        shape = weight(model.get_submodule(name)).shape
+        return found.setdefault(name, torch.empty(shape, dtype=torch.uint8))
+
+    def info():
+        return dict(
+            model=name_of(model),
+            **of_weights(model),
+            metric=metric,
+            by=by,
+            settings=asdict(score) if isinstance(score, Inclusion) else settings,
+            calibration=dict(windows=len(ids), length=ids.shape[1], data=digest(ids)),
+        )
+
+    told = info() | _where(model, device, amp) if checkpoint else {}
+    kept = KeptBlocks.begun(checkpoint, "levels", told, place_of)
+    how = dict(amp=amp, progress=progress, full=ours, even=ours, kept=kept)
+    with closing(walk_blocks(model, ids, device, **how)) as layers:
         for name, layer, stats in layers:
             found[name] = levels(score(wide_weights(layer, stats), stats), by).cpu()
-    info = dict(
-        model=name_of(model),
-        **of_weights(model),
-        metric=metric,
-        by=by,
-        settings=asdict(score) if isinstance(score, Inclusion) else settings,
-        left=_say_left(model),
-        calibration=dict(windows=len(ids), length=ids.shape[1], data=digest(ids)),
-    )
-    return LLMPath(found, info, model)
+            kept.add(name, found[name])
+    return LLMPath(found, info() | dict(left=_say_left(model)), model)
 
 # %% ../../nbs/llm/05_weight_paths.ipynb #750c5d13
 def one_shot(

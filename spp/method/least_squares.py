@@ -51,7 +51,11 @@ class Moments:
         stream: Tensor,  # what would bring the stream back, shape [tokens, out]
         weights: Tensor,  # ω of each token, shape [tokens]
     ) -> None:
-        "Add some tokens."
+        "Add some tokens, in full precision also where a hook is called under autocast."
+        with torch.autocast(z.device.type, enabled=False):
+            self._add(z, dense, stream, weights)
+
+    def _add(self, z: Tensor, dense: Tensor, stream: Tensor, weights: Tensor) -> None:
         wide = torch.promote_types(z.dtype, torch.float32)
         weights = weights.to(wide)
         z = z.to(wide) - self.shift[0].to(wide)

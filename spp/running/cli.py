@@ -556,6 +556,7 @@ def llm(
     Give one of --sparsity, --pattern and --params. Zeros anywhere (--sparsity) make no model
     faster; --pattern 2:4 does on GPUs with sparse tensor cores; --params gives a dense model
     that is faster everywhere. llama2_7b and opt_6.7b stand for the paper's settings.
+    A run that was killed resumes when the same command is given again.
 
     \b
     Examples:
@@ -566,10 +567,11 @@ def llm(
       srun --gpus 1 --mem 64G spp llm llama2_7b --repair --device cuda \\
           --tasks paper --out runs/llama2_7b
     """
-    from spp.llm.running import TASKS, run_llm
+    from spp.llm.running import TASKS, checkpoint_of, run_llm
 
     asked = TASKS if tasks == "paper" else tuple(tasks.split(",")) if tasks else ()
-    with _on_interrupt(lambda: f"the model was not pruned; nothing was written to {out}"):
+    kept = f"the same command resumes with what is done, in {checkpoint_of(out)}"
+    with _on_interrupt(lambda: f"the model was not pruned; {kept}"):
         result = _told(
             run_llm,
             model,
