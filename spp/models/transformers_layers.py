@@ -362,7 +362,7 @@ def heads(
         return why
     shape = _shape(layer, maps, size(projection)[1])
     if isinstance(shape, str):
-        return shape
+        return shape if known else None
     dim, n, groups, lead, stay = shape
     mixed = besides(layer, out) or _mixed(layer, grouped=groups < n)
     if type(projection) is Conv1D and not mixed:

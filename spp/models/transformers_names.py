@@ -133,7 +133,7 @@ def _reads(module: nn.Module, made: int, beside: bool) -> str:
         found = words(name)
         if layout(name) or found & (_Q | _K | _OTHER) or not found & _OUT:
             continue
-        if beside and not found & {"o", "out", "output", "wo", "post"}:
+        if beside and ("." in name or not found & {"o", "out", "output", "wo", "post"}):
             continue
         x = at(module, name)
         inputs = x.nx if isinstance(x, Conv1D) else x.in_features
