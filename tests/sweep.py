@@ -26,7 +26,7 @@ import spp
 from spp.judging.evaluate import provenance
 from spp.lab.records import read_record, write_record
 from spp.models.pairs import skipped, split_units
-from spp.models.proof import prove
+from spp.models.proof import NOT_RUN, prove, without
 
 HIDDEN, HEADS, WORDS, LARGEST = 64, 4, 61, 40_000_000
 
@@ -404,6 +404,11 @@ def double(
     return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
 
 
+def _not_run(why):
+    "Did a layer fail its proof only because the input does not reach it?"
+    return why.endswith(NOT_RUN)
+
+
 def examined(
     row: Row,  # filled
     model: nn.Module,  # random
@@ -433,13 +438,14 @@ def examined(
     pairs = spp.find_pairs(model)  # again: a first run may change a model (BigBird)
     failed = prove(model, pairs, lambda m: next(iter(flat(_call(m, x)).values())))
     row.refused = list(failed.values())
-    try:
-        pairs = spp.find_pairs(model)
-    except TypeError:
+    pairs = []
+    with suppress(TypeError):  # nothing is left
+        pairs = without(model, spp.find_pairs(model), failed)
+    if not pairs:
         row.status = "left alone"
     kinds = (f"{type(model.get_submodule(p.site)).__name__}:{p.kind}" for p in pairs)
     row.kinds = {} if row.status else dict(Counter(kinds))
-    row.left = dict(Counter(skipped(model).values()))
+    row.left = dict(Counter([*skipped(model).values(), *filter(_not_run, failed.values())]))
     if not row.status:
         with torch.no_grad():
             law(row, model, x, pairs)
