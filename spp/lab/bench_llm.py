@@ -28,6 +28,7 @@ from .cells import Record
 from .llm_references import reference_models, unit_references
 from .samples import smollm2, wikipedia
 from .sparsegpt import sparsegpt
+from .weight_inclusion import clocked_path
 from ..llm.calibration import blocks, walk_blocks
 from ..llm.masks import levels
 from ..llm.scores import Inclusion, wanda
@@ -52,6 +53,7 @@ MASKS = {  # method → its module, in order of measuring
     "ours": "spp.llm.weight_paths",
     "sparsegpt": "spp.lab.sparsegpt",
     "ours + repair": "spp.llm.weight_paths",
+    "clocked + repair": "spp.lab.weight_inclusion",
     "alps": "spp.lab.alps",
     "ria": "spp.llm.weight_paths",
     "ria by row": "spp.llm.weight_paths",
@@ -80,7 +82,9 @@ def mask_models(
     how = asked_for(target)
     run = dict(amp=amp, progress=False)
     few = ids[:1, :8]
+    clocked = partial(clocked_path, model, ids, how.get("pattern"), amp)
     found = {
+        "clocked + repair": lambda: clocked().prune(**how, repair=ids, **run),
         "magnitude": lambda: weight_path(model, few, "magnitude", progress=False).prune(**how),
         "ours": lambda: path().prune(**how),
         "ours + repair": lambda: path().prune(**how, repair=ids, **run),

@@ -201,8 +201,8 @@ def _speed(by_pattern: bool) -> str:
     "What zeros in its weights mean for the speed of a model"
     if by_pattern:
         then = (
-            "this model is faster only through sparse kernels, "
-            "see spp.llm.weight_paths.semi_structured"
+            "this model is faster only through sparse kernels, see spp.llm.weight_paths."
+            "semi_structured; vLLM serves it no more, cut units (params) to serve a smaller model"
         )
     else:
         then = "this model is as fast as the dense one, and as large"

@@ -554,9 +554,10 @@ def llm(
     """Prune a language model in one shot, without training.
 
     Give one of --sparsity, --pattern and --params. Zeros anywhere (--sparsity) make no model
-    faster; --pattern 2:4 does on GPUs with sparse tensor cores; --params gives a dense model
-    that is faster everywhere. llama2_7b and opt_6.7b stand for the paper's settings.
-    A run that was killed resumes when the same command is given again.
+    faster; --pattern 2:4 does on GPUs with sparse tensor cores, in PyTorch, but vLLM serves it
+    no more; --params gives a dense model that is faster everywhere. llama2_7b and opt_6.7b
+    stand for the paper's settings. A run that was killed resumes when the same command is
+    given again.
 
     \b
     Examples:
