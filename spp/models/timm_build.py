@@ -157,6 +157,8 @@ def _arguments(model: nn.Module) -> dict:
     if not isinstance(model, _CLASSES):
         return args
     blocks = [module for module in model.modules() if "attn" in layers_of(module)]
+    if not blocks:  # layers beside each other: what timm noted down, and no more
+        return args
     first = blocks[0]
     args |= _common(model, blocks)
     if isinstance(model, (swin.SwinTransformer, swin2.SwinTransformerV2)):

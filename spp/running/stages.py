@@ -28,7 +28,7 @@ from ..core.formats import kind_of
 from ..core.identity import of_model
 from ..cutting.budget import macs_of, params_of
 from ..cutting.files import load, save
-from ..judging.evaluate import accuracy, evaluate
+from ..judging.evaluate import accuracy, correct, evaluate
 from ..method.balance import balance
 from ..method.objective import agreed, contrastive, over_ranks, ranks, size
 from ..method.path import SolutionPath
@@ -113,9 +113,10 @@ def scores_of(
         told = evaluate(model, work.test, "retrieval")
         recall = told["scores"]["image to text R@1"]
         return dict(score=recall, samples=told["n"]["images"], **told["scores"])
-    n = held_out(work.test)
     if ranks()[1] == 1:
-        return dict(score=accuracy(model, work.test), samples=n)
+        hits = correct(model, work.test)
+        return dict(score=hits.sum().item() / len(hits), samples=len(hits))
+    n = held_out(work.test)
     right = accuracy(model, work.test) * n if n else 0.0
     both = torch.tensor([right, n], dtype=torch.float64, device=next(model.parameters()).device)
     right, n = (over_ranks(both) * ranks()[1]).tolist()
