@@ -634,14 +634,14 @@ def summary(
 
 
 class Kept:
-    "Rows in a file of a record, by library and class"
+    "Rows in a file of a record, by package and class"
 
-    def __init__(self, file: Path | None, library: str):
-        self.file, self.library = file, library
+    def __init__(self, file: Path | None, package: str):
+        self.file, self.package = file, package
         there = read_record(file) if file and file.exists() else {}
         self.all = there.get("rows", {})
-        self.rows = self.all.setdefault(library, {})
-        self.told = provenance(0, 0.0, {"library": library})
+        self.rows = self.all.setdefault(package, {})
+        self.told = provenance(0, 0.0, {"package": package})
         self.told["versions"]["transformers"] = hf.__version__
 
     def get(self, name: str) -> Row | None:
