@@ -28,7 +28,7 @@ _JUDGED = 8  # where a task has no number of its own
 
 
 def order(
-    name: str,  # "spp", one of `RIVALS`, or a name of `spp.judging.baselines`
+    name: str,  # "spp", "spp, whole heads", one of `RIVALS`, or a name of `spp.judging.baselines`
     task: Task,  # model and data
     seed: int,  # of the batches, and of what is drawn
     progress: bool = True,  # show a bar
@@ -37,6 +37,8 @@ def order(
     "The units of a task's model in the order of a method."
     if name == "spp":
         return task.search(seed, progress, checkpoint=checkpoint)
+    if name == "spp, whole heads":
+        return task.search(seed, progress, checkpoint=checkpoint, heads="whole")
     if name == "snapvit":
         judged = JUDGED.get(task.name, _JUDGED)
         data = list(islice(task.data(SCORED + judged, seed), SCORED + judged))
