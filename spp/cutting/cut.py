@@ -28,6 +28,8 @@ from spp.models.pairs import (
     adapter_of,
     find_pairs,
     fingerprint,
+    places,
+    put_in_all,
     sites,
     skipped,
     split_units,
@@ -180,9 +182,11 @@ def cut(
     told, dense_params = _origin(model)
     small = copy.deepcopy(model).eval()
     widths = dict(model.spp.widths) if getattr(model, "spp", None) else {}
+    where = places(small, pairs)
     for site, at in sites(pairs).items():
         members = [pairs[i] for i in at]
         widths[site] = _adapter(members).cut(small, members, [parts[i] for i in at], align)
+    put_in_all(small, where)
     small.spp = Cut(
         params=(params_of(small), dense_params),
         units=(int(mask.sum()), len(mask)),
@@ -200,10 +204,12 @@ def fit(
 ) -> nn.Module:  # `model` itself, uninitialised where it was narrowed
     "Give `model` the shape of a cut model, so that it can load that model's `state_dict`."
     pairs = find_pairs(model) if pairs is None else pairs
+    where = places(model, pairs)
     for site, at in sites(pairs).items():
         members = [pairs[i] for i in at]
         if site in widths:
             _adapter(members).resize(model, members, widths[site])
+    put_in_all(model, where)
     return _noted(model, widths)
 
 # %% ../../nbs/cutting/01_cut.ipynb #ab376d91

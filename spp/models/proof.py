@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .gates import gated
-from .pairs import Pair, adapter_of, sites, split_units
+from .pairs import Pair, adapter_of, places, put_in_all, sites, split_units
 
 # %% ../../nbs/models/07_proof.ipynb #7d4b0007
 TRUSTED: set[str] = set()  # names of classes of layers that need no proof
@@ -85,10 +85,12 @@ def _masks(pairs: list[Pair]) -> Iterator[Tensor]:
 def _narrow(model: nn.Module, pairs: list[Pair], mask: Tensor) -> nn.Module:
     "A copy of `model`, sharing its weights, with the layers of `pairs` cut."
     small, parts = shared_copy(model), split_units(mask, pairs)
+    where = places(small, pairs)
     for at in sites(pairs).values():
         members = [pairs[i] for i in at]
         adapter = import_module("spp." + members[0].adapter)
         adapter.cut(small, members, [parts[i] for i in at], 1)
+    put_in_all(small, where)
     return small
 
 # %% ../../nbs/models/07_proof.ipynb #7d4b0012

@@ -209,7 +209,7 @@ def _cut_mlp(model: nn.Module, pair: Pair, mask: Tensor, align: int) -> dict[str
     mlp = model.get_submodule(pair.site)
     hidden = align_up(int(mask.sum()), align, pair.size)
     if not hidden:
-        drop_layer(model, pair.site, mlp.fc2.bias)
+        drop_layer(model, pair.site, mlp.fc2)
         return {"hidden": 0}
     index = padded(mask, hidden)[0]
     _, *names = MLPS[type(mlp)]
@@ -249,7 +249,7 @@ def cut(
         qk = None
     heads, width = cut_attention(attention, qk, vo, align, whole=_heads_are_shared(model))
     if not heads:
-        drop_layer(model, site, attention.proj.bias)
+        drop_layer(model, site, attention.proj)
     return {"heads": heads, "head_dim": width}
 
 # %% ../../nbs/models/02_timm.ipynb #bfdf4bff

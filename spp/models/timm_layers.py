@@ -83,21 +83,23 @@ class Bias(nn.Module):
 
     def __init__(
         self,
-        bias: Tensor | None,  # shape [d_model]; `None` for zeros
+        bias: Tensor | None,  # shape [d_out]; `None` for zeros
+        d_out: int,  # what the layer puts out for each token, as a rule `d_model`
     ):
         super().__init__()
-        self.bias = None
+        self.bias, self.d_out = None, d_out
         if bias is not None:
             self.bias = nn.Parameter(bias.detach().clone(), bias.requires_grad)
 
     def forward(
         self,
-        x: Tensor,  # gives shape and dtype only, shape [batch, tokens, d_model]
+        x: Tensor,  # gives shape and dtype only, shape [..., d_in]
         *args,  # what the layer took besides; not used
         **kwargs,  # likewise
-    ) -> Tensor:  # shape [batch, tokens, d_model]
+    ) -> Tensor:  # shape [..., d_out]
         "The bias, for every token of `x`"
-        return torch.zeros_like(x) if self.bias is None else self.bias.expand_as(x)
+        shape = (*x.shape[:-1], self.d_out)
+        return x.new_zeros(shape) if self.bias is None else self.bias.expand(shape)
 
     def extra_repr(self):
         return "none" if self.bias is None else str(len(self.bias))
@@ -106,12 +108,12 @@ class Bias(nn.Module):
 def drop_layer(
     model: nn.Module,  # changed
     site: str,  # name of the layer
-    bias: Tensor | None,  # its output bias
+    output: nn.Linear,  # its last map, of which the bias stays
 ) -> None:
     "Put a `Bias` at `site`, and an identity where the norm in front of it was"
     block, part = site.rsplit(".", 1)
     parent = model.get_submodule(block)
-    setattr(parent, part, Bias(bias))
+    setattr(parent, part, Bias(output.bias, output.out_features))
     if norm := layers_of(parent).get(part):
         setattr(parent, norm, nn.Identity())
 
