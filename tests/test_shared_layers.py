@@ -112,3 +112,37 @@ def test_a_map_in_common():
     assert set(alone.values()) == {"has a map in common with another layer"}
     found = {p.site for p in spp.find_pairs(model)}
     assert found == {"blocks.1.attn", *(f"blocks.{i}.mlp" for i in range(3))}
+
+
+def test_saved_and_loaded(tmp_path):
+    "CoaT's branches share MLPs and positions: loaded, they do again"
+    model = randomised(timm.create_model("coat_tiny", num_classes=5, img_size=64))
+    pairs = spp.find_pairs(model)
+    mask = torch.rand(sum(p.n for p in pairs), generator=torch.Generator().manual_seed(1)) < 0.6
+    x = torch.randn(1, 3, 64, 64)
+    small = spp.cut(model, pairs, mask, batch=x)
+    loaded = spp.load(spp.save(small, tmp_path / "small"))
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), small(x), rtol=0, atol=0)
+    block = loaded.parallel_blocks[0]
+    assert block.mlp2 is block.mlp3
+    count = sum(p.numel() for p in small.parameters())
+    assert sum(p.numel() for p in loaded.parameters()) == count
+
+
+def test_a_parameter_in_common(tmp_path):
+    "A parameter that two layers have in common is one parameter after loading, too"
+    model = randomised(timm.create_model("vit_tiny_patch16_224", **IMAGE))
+    model.blocks[2].norm1.weight = model.blocks[0].norm1.weight
+    x = torch.randn(3, 3, 32, 32)
+    loaded = spp.load(spp.save(model, tmp_path / "dense"))
+    assert loaded.blocks[2].norm1.weight is loaded.blocks[0].norm1.weight
+    with torch.no_grad():
+        torch.testing.assert_close(loaded(x), model(x), rtol=0, atol=0)
+
+
+def test_a_layer_that_no_build_knows(tmp_path):
+    "A model that shares a layer by hand is not saved, since it would be loaded with two"
+    model, _ = of_timm("mlp")
+    with pytest.raises(TypeError, match="`blocks.2.mlp` is the same module as `blocks.0.mlp`"):
+        spp.save(model, tmp_path / "dense")

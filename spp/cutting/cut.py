@@ -283,9 +283,12 @@ def _plain(x) -> bool:
 
 
 def _structure(model: nn.Module) -> dict[str, str]:
-    "Each module's class, own description and plain attributes."
-    out = {}
-    for name, m in model.named_modules():
+    "Each module's class, own description and plain attributes; or at which other place it stands."
+    out, first = {}, {}
+    for name, m in model.named_modules(remove_duplicate=False):
+        if (known := first.setdefault(id(m), name)) != name:
+            out[name] = f"the same module as `{known}`"
+            continue
         own = {
             k: v
             for k, v in sorted(vars(m).items())

@@ -221,6 +221,17 @@ def header_of(
     return told | {"kind": PRETRAINED if "files" in told else KIND}
 
 
+def _tie(model: nn.Module, tied: dict[str, str]) -> None:
+    "Make one parameter of those that were one; their values are the same already."
+    if tied and hasattr(model, "tie_weights"):
+        model.tie_weights()
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, kept in tied.items():
+        if name in parameters and kept in parameters:
+            module, _, last = name.rpartition(".")
+            setattr(model.get_submodule(module), last, parameters[kept])
+
+
 def _own_model(folder: Path, told: dict) -> nn.Module:
     "The model of a folder that `save` wrote."
     tensors, header = load_tensors(inside(folder, "model.safetensors"), KIND)
@@ -237,8 +248,7 @@ def _own_model(folder: Path, told: dict) -> nn.Module:
             raise ValueError(f"{folder} holds {name!r:.60}, which this model has no place for")
         module, _, buffer = name.rpartition(".")
         model.get_submodule(module)._buffers[buffer] = tensors[name]
-    if header["tied"]:
-        model.tie_weights()
+    _tie(model, header["tied"])
     return model
 
 # %% ../../nbs/cutting/03_files.ipynb #6959c9cc

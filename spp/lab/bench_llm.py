@@ -24,6 +24,7 @@ from ..cutting.budget import params_of
 from ..cutting.cut import name_of
 from ..cutting.latency import relative_latency
 from ..judging.baselines import baseline
+from .block_cost import block_costs
 from .cells import Record
 from .llm_references import reference_models, unit_references
 from .samples import smollm2, wikipedia
@@ -404,7 +405,7 @@ def bench(
     held_out: int = 8,  # windows to judge by
     length: int = 512,  # tokens in each window
     steps: int = 60,  # of the search of units
-    parts: tuple[str, ...] = ("masks", "units", "cost", "memory"),  # what to measure
+    parts: tuple[str, ...] = ("masks", "units", "cost", "memory", "block"),  # what to measure
     anew: bool = False,  # measure again what was made by code that has changed since?
     **only,  # `targets` and `methods` of `masks`, `params` and `methods` of `units`
 ) -> Path:  # llm.json
@@ -440,6 +441,8 @@ def bench(
         cost(record, model, calibration(seeds[0]))
     if "memory" in parts:
         memory(record)
+    if "block" in parts:
+        block_costs(record)
     for count in more:
         measured(count, f", {count} windows")
     return record.file
