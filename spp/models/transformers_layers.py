@@ -59,7 +59,17 @@ class Bias(Conv1D):
         return self.bias.expand(*x.shape[:-1], self.nf)
 
 
-class Values(nn.Linear):
+class _Map(nn.Linear):
+    "A linear map that may be empty, of which torch would warn when it draws the weights"
+
+    def reset_parameters(self):
+        if self.weight.numel():
+            super().reset_parameters()
+        elif self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Values(_Map):
     "A value map with narrow heads, each filled up with zeros"
 
     def __init__(
@@ -94,7 +104,7 @@ class Values(nn.Linear):
         return f"{super().extra_repr()}, groups={self.groups}, dim={self.dim}{besides}"
 
 
-class Outputs(nn.Linear):
+class Outputs(_Map):
     "An output projection that reads only the first dimensions of each head"
 
     def __init__(
