@@ -232,17 +232,17 @@ def _once(
         gate = (site, p.gate.removeprefix(p.site)) if known is None else id(known)
         return (site, p.kind, p.first), gate, site
 
-    gates, owners, out, why = {}, {}, {}, dict(why)
+    gates, owners, out, common = {}, {}, {}, {}
     for pair, gate, site in map(told, pairs):
         gates.setdefault(pair, set()).add(gate)
         owners.setdefault(gate, set()).add(site)
     for p in pairs:
         pair, gate, _ = told(p)
         if len(gates[pair]) > 1 or len(owners[gate]) > 1:
-            why[p.site] = "has a map in common with another layer"
+            common[p.site] = "has a map in common with another layer"
         else:
             out.setdefault((pair, gate), p)
-    return [p for p in out.values() if p.site not in why], why
+    return [p for p in out.values() if p.site not in common], why | common
 
 
 def _by_blocks(model: nn.Module) -> tuple[list[Pair], dict[str, str]]:
