@@ -165,7 +165,7 @@ def add_rows(
     task = setting.task()
     whole = read_record(file) if file.exists() else dict(tasks={})
     record = _begun(whole, name, task, setting)
-    known = {(row["order"], row["seed"]) for row in record["rows"]}
+    known = {(old["order"], old["seed"]) for old in record["rows"]}
     for order, seed in progress_bar([x for x in asked if x not in known], name, progress):
         record["rows"].append(row(task, setting, order, seed))
         whole = read_record(file) if file.exists() else dict(tasks={})
