@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['BLOCK', 'CLASSES', 'ROPES', 'KIND', 'DTYPES', 'Layer', 'layers_of', 'check_family', 'neighbours', 'shapes_written',
-           'save_gguf']
+           'save_gguf', 'as_stored']
 
 # %% ../../nbs/cutting/06_gguf.ipynb #9d40c205
 import json
 import os
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -303,3 +304,22 @@ def save_gguf(
         finally:
             writer.close()
     return Path(file).expanduser()
+
+# %% ../../nbs/cutting/06_gguf.ipynb #9d40c21d
+@torch.no_grad()
+def as_stored(
+    model: nn.Module,  # as for `save_gguf`
+    dtype: str,  # "f32", "f16", "bf16" or "q8_0"
+) -> nn.Module:  # a copy
+    "A model with its matrices rounded as `save_gguf` rounds them; errors as there."
+    library = _library()
+    check_family(model)
+    check_choice(dtype, "dtype", DTYPES)
+    out = deepcopy(model)
+    for name, x in out.named_parameters():
+        n = x.shape[-1]
+        whole = align_up(n, BLOCK, 1 << 31) if name.endswith("down_proj.weight") else n
+        filled = _filled(x, whole, 1) if dtype == "q8_0" and whole > n else x
+        stored = library.quants.dequantize(*_encoded(name, filled, dtype, library))
+        x.copy_(torch.from_numpy(stored)[..., :n])
+    return out

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from ..core.bars import progress_bar
 from ..cutting.budget import params_of
 from ..cutting.files import load, save
-from ..cutting.gguf import save_gguf
+from ..cutting.gguf import as_stored, save_gguf
 from ..cutting.llama_cpp import LlamaCpp, torch_log_probs
 from ..judging.evaluate import provenance
 from .records import read_record, write_record
@@ -35,19 +35,23 @@ from ..method.path import SolutionPath
 def agreement(
     model: nn.Module,  # in float32
     file: str | os.PathLike,  # the same model as GGUF
-    ids: Tensor,  # a text, shape [tokens]
+    ids: Tensor,  # a text, shape [tokens], at most 512
+    dtype: str,  # of the file
+    positions: int = 200,  # whose log-probabilities are compared
 ) -> dict[str, float]:  # "any", "next": largest differences; "ppl": llama.cpp's over torch's
-    "How far llama.cpp is from torch on a text."
-    size = model.config.vocab_size
-    want = torch_log_probs(model, ids)[:-1]
-    got = LlamaCpp(file).log_probs(ids[:-1], size)
-    next_ = [x.gather(1, ids[1:, None])[:, 0] for x in (got, want)]
-    return dict(
-        positions=len(want),
-        any=(got - want).abs().max().item(),
-        next=(next_[0] - next_[1]).abs().max().item(),
-        ppl=(next_[1].mean() - next_[0].mean()).exp().item(),
-    )
+    """How far llama.cpp is from torch on a text.
+
+    Keys that end in "stored" compare with torch on the weights as the file stores them.
+    """
+    got = LlamaCpp(file).log_probs(ids[:-1], model.config.vocab_size)
+    out = dict(positions=min(positions, len(got)), tokens=len(got))
+    for name, torch_model in (("", model), (", stored", as_stored(model, dtype))):
+        want = torch_log_probs(torch_model, ids)[:-1]
+        told, known = (x.gather(1, ids[1:, None])[:, 0] for x in (got, want))
+        out["any" + name] = (got - want)[:positions].abs().max().item()
+        out["next" + name] = (told - known)[:positions].abs().max().item()
+        out["ppl" + name] = (known.mean() - told.mean()).exp().item()
+    return out
 
 # %% ../../nbs/lab/20_serving.ipynb #9d40c40a
 def speeds(
@@ -111,11 +115,11 @@ def _timed(
 
 
 def _near(
-    small: nn.Module, tokenizer: Any, dtype: str, ids: Tensor, folder: Path
+    small: nn.Module, tokenizer: Any, dtype: str, ids: Tensor, positions: int, folder: Path
 ) -> dict[str, float]:
     "How far llama.cpp is from torch for the cut in one type"
     file = save_gguf(small, folder / f"cut_{dtype}.gguf", tokenizer, dtype)
-    return agreement(small, file, ids)
+    return agreement(small, file, ids, dtype, positions)
 
 
 def _met(path: SolutionPath, ids: Tensor, asked: float) -> list[dict[str, float]]:
@@ -142,7 +146,8 @@ def serving(
     batches: int = 48,  # of two windows of 512 tokens to repair on; 0: no repair
     draws: int | None = None,  # as for `spp.repair`
     dtypes: Iterable[str] = ("f16", "q8_0"),  # of the files
-    positions: int = 200,  # of a text on which llama.cpp is compared with torch
+    positions: int = 200,  # of a text where llama.cpp's log-probabilities are torch's
+    tokens: int = 500,  # of that text, for the perplexities; at most 511
     rounds: int = 15,  # of timing
     windows: int = 16,  # of 512 tokens for the perplexities
     latency: float | None = 0.8,  # a budget in time, to be met; None: none
@@ -162,15 +167,15 @@ def serving(
     models = dict(dense=task.model, cut=small)
     text = tokenizer(wikipedia()[95], return_tensors="pt").input_ids[0]
     arguments = dict(params=params, batches=batches, draws=draws, latency=latency)
-    arguments |= dict(positions=positions, rounds=rounds, windows=windows)
+    arguments |= dict(positions=positions, tokens=tokens, rounds=rounds, windows=windows)
     kept = partial(_kept, folder, arguments | dict(seed=seed))
     timing = dict(rounds=rounds, progress=progress)
     rows, loads = [], {}
     for dtype in dtypes:
         some = (models, tokenizer, dtype, text[:128].tolist(), folder)
         timed = kept(f"speed {dtype}", partial(_timed, *some, **timing), retime)
-        ids = text[: positions + 1]
-        near = kept(f"near {dtype}", partial(_near, small, tokenizer, dtype, ids, folder))
+        near = partial(_near, small, tokenizer, dtype, text[: tokens + 1], positions, folder)
+        near = kept(f"near {dtype}", near)
         loads[dtype] = timed["load"]
         for (name, model), size, row in zip(models.items(), timed["bytes"], timed["rows"]):
             told = dict(model=name, dtype=dtype, bytes=size, params=params_of(model))
