@@ -72,6 +72,22 @@ class LlamaCpp:
         rows = [self.next_token(ids[: i + 1], vocabulary) for i in range(len(ids))]
         return torch.stack(rows)
 
+    def text_log_probs(
+        self,
+        ids: Tensor,  # a text, shape [tokens]
+        vocabulary: int,  # number of tokens
+    ) -> Tensor:  # shape [tokens - 1], float64
+        "Log-probability of each token of a text after those before it; faster than all of them."
+        ids, out = ids.tolist(), []
+        for i, token in enumerate(ids[1:], 1):
+            answer = self._ask(ids[:i], 1, n_probs=1, logit_bias=[[token, 1000.0]])
+            told = (answer["choices"][0]["logprobs"] or {}).get("content")
+            if told and told[0]["id"] == token:
+                out.append(told[0]["logprob"])
+            else:  # an end or half a letter
+                out.append(self.next_token(ids[:i], vocabulary)[token].item())
+        return torch.tensor(out, dtype=torch.float64)
+
     def speed(
         self,
         prompt: list[int],  # ids to begin with
