@@ -163,6 +163,7 @@ def check(killed: Path, whole: Path) -> None:
 
 def kill_at_random(task: Callable, folder: Path) -> None:
     "Compare a run of `task` that was killed again and again with one that was not"
+    torch.set_num_threads(1)  # of a pool of threads a fork has the locks, but not the threads
     whole, killed = places(folder)
     since = time.time()
     child_of(partial(task, whole), None)
