@@ -28,6 +28,7 @@ def run_child(work, dies_at: int) -> bool:
     child = os.fork()
     if child:
         return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    torch.set_num_threads(1)  # of a pool of threads a fork has the locks, but not the threads
     seen = 0
 
     def count(event, _):
