@@ -51,7 +51,7 @@ def test_families(tiny, tmp_path, monkeypatch):
 
 
 def test_search_takes_less_memory_than_training(tmp_path):
-    run = read_record(search_memory(tmp_path, batch=1))
+    run = read_record(search_memory(tmp_path, batch=1, parts=("search", "training")))
     assert 0 < run["search"] < run["training"]
 
 

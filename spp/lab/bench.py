@@ -10,7 +10,7 @@ from .ablation import ablation
 from .balanced_heads import balanced
 from .bench_clip import clip_bench
 from .calibrations import calibrations
-from .cost import search_cost, search_memory
+from .cost import repair_cost, search_cost, search_memory
 from .families import families
 from .gpu import gpu
 from .heads import heads

@@ -19,10 +19,12 @@ from torch.nn import functional as F
 from ..core.bars import progress_bar
 from ..judging.evaluate import provenance
 from .records import read_record, write_record
-from .repairs import path_of, repaired
+from .repairs import repaired
+from .rivals import path_of
 from .samples import IMAGENET_MEAN, IMAGENET_STD, emoji, fashion_mnist
 from .tasks import Task, digits_task, dinov2_task, pooled
 from ..method.path import SolutionPath
+from ..method.search import first_looks
 
 # %% ../../nbs/lab/18_calibrations.ipynb #3f6a0e08
 def inputs(
@@ -120,18 +122,34 @@ def _by_number(seed: int, folder: Path, progress: bool) -> list[Callable[[], lis
     return [partial(by_number, task, path, budgets, [n], seed + 1000) for n in NUMBERS]
 
 
+def _searched(task: Task, kind: str, seed: int, folder: Path, progress: bool) -> SolutionPath:
+    "The path of a search on clothes, or on half clothes and half emoji; from its file if there"
+    if kind == "clothes":
+        return path_of(task, "spp", seed, folder, progress)
+    file = folder / f"{task.name}_spp on {kind}_{seed}.path"
+    if file.exists():
+        return SolutionPath.load(file, task.model)
+    data = _kinds(16 * (task.steps + first_looks(task.steps)), seed)[kind]
+    path = task.search(seed, progress, data, checkpoint=file.with_suffix(".run"))
+    path.save(file)
+    return path
+
+
 def _by_kind(
     seed: int, folder: Path, progress: bool, n: int = 256
 ) -> list[Callable[[], list[dict]]]:
     "What makes the rows of one seed, a call for each"
     task = dinov2_task()
-    path = path_of(task, "spp", seed, folder, progress)
     scores = {"clothes": task.score, "emoji": _cosine_to(task.model, _emoji())}
-    return [
-        partial(by_kind, task, path, [dict(units=share)], {kind: data}, scores)
-        for kind, data in _kinds(n, seed + 1000).items()
-        for share in (0.65, 0.5)
-    ]
+    kinds = _kinds(n, seed + 1000)
+
+    def rows(searched, seen, share):
+        path = _searched(task, searched, seed, folder, progress)
+        found = by_kind(task, path, [dict(units=share)], {seen: kinds[seen]}, scores)
+        return [dict(searched=searched) | row for row in found]
+
+    asked = [("clothes", seen) for seen in kinds] + [("both", "nothing"), ("both", "both")]
+    return [partial(rows, *how, share) for how in asked for share in (0.65, 0.5)]
 
 
 PARTS = {"number": _by_number, "kind": _by_kind}
@@ -141,7 +159,7 @@ def calibrations(
     out: str | os.PathLike = "results",  # folder
     parts: Iterable[str] = tuple(PARTS),  # names of `PARTS`
     seeds: tuple[int, ...] = (20, 21, 22),  # of searches and batches
-    folder: str | os.PathLike = "runs/repair",  # of paths, as for `repairs`
+    folder: str | os.PathLike = "runs/orders",  # of paths, as for `repairs`
     progress: bool = True,  # show bars
 ) -> Path:  # the file calibration.json in `out`
     """Scores of repaired cuts by number and kind of calibration samples.

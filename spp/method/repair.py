@@ -149,8 +149,8 @@ def _influence_on_batch(
     total = {name: torch.zeros(found[name][0].shape[:-1], **like) for name in names}
     rank, world = ranks()
     generator = torch.Generator().manual_seed(batch * world + rank)
-    if draws is None:  # where every token has an output of its own, few are enough
-        draws = 2 if a.out.dim() > 2 else 4
+    if draws is None:  # the more numbers of an output move independently, the fewer are enough
+        draws = 1 if not a.logits else 2 if a.out.dim() > 2 else 4
     for _ in range(draws):
         product = (a.out.float() * random_direction(a, generator)).sum()
         inputs = [found[name][0] for name in names]
@@ -164,7 +164,7 @@ def _influence_on_batch(
 def influence(
     nets: SideBySide,  # running
     read: Callable[[Any, Any], Tensor] | None = None,  # as for `spp.search`
-    draws: int | None = None,  # backward passes for each batch; None: 4, or 2 for tokens' outputs
+    draws: int | None = None,  # backward passes; None: 4, for logits of tokens 2, for features 1
 ) -> dict[str, list[Tensor]]:  # reader → for each batch ω of its tokens, with mean 1
     "How much the output of the dense model depends on what a layer writes to a token (eq. 1)"
     found: dict[str, list[Tensor]] = {}

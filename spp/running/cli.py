@@ -653,6 +653,7 @@ def _benchmarks() -> dict[str, Callable[[Path], Path]]:
         "torch-pruning": bench.side_by_side,
         "search-cost": bench.search_cost,
         "search-memory": bench.search_memory,
+        "repair-cost": bench.repair_cost,
         "speed": bench.speed,
         "family": bench.families,
         "balance": bench.balanced,
@@ -686,8 +687,8 @@ def bench(
         str,
         Argument(
             help="digits, minilm, dinov2, smollm2, ablation, torch-pruning, search-cost,"
-            " search-memory, speed, family, balance, repair, calibration, pick, heads, serving,"
-            " gpu, clip or llm."
+            " search-memory, repair-cost, speed, family, balance, repair, calibration, pick,"
+            " heads, serving, gpu, clip or llm."
         ),
     ],
     out: Annotated[Path, Option(help="Folder for the JSON file.")] = Path("results"),
