@@ -203,6 +203,7 @@ UNITS = {  # order or method → its module, in order of measuring
     "ours": "spp.method.search",
     "flap": "spp.lab.flap",
     "obs greedy": "spp.lab.obs_units",
+    "grasprune": "spp.lab.grasprune",
     "short gpt": "spp.lab.short_gpt",
     "fisher": "spp.judging.baselines",
     "taylor": "spp.judging.baselines",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .alps import alps
 from .flap import flap, flap_path
+from .grasprune import grasprune
 from .layerwise import Rule, rebuilt
 from .obs_units import obs_units
 from .owl import allocation
@@ -80,5 +81,6 @@ def unit_references(
     return {
         "flap": lambda share: flap(*order(), share),
         "short gpt": lambda share: short_gpt(model, scores(), share),
+        "grasprune": lambda share: grasprune(model, ids, share, amp),
         "obs greedy": lambda share: obs_units(model, ids, share, amp),
     }
