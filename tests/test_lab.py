@@ -5,8 +5,11 @@ import pytest
 from spp.lab.ablation import VARIANTS, ablation
 from spp.lab.cost import search_memory
 from spp.lab.families import FAMILIES, families
+from spp.lab.offline_tasks import offline_tasks
 from spp.lab.records import read_record
+from spp.lab.samples import smollm2
 from spp.lab.tasks import TASKS, digits_task, fashion_task
+from spp.llm.running import zero_shot
 
 pytestmark = pytest.mark.slow
 
@@ -67,3 +70,16 @@ def test_tasks(name):
     assert len(list(task.data(2, 20))) >= 2
     least, most = dict(accuracy=(0.8, 1), cosine=(0.999, 1.001), perplexity=(10, 30))[task.measure]
     assert least < task.score(task.model) < most
+
+
+def test_questions_without_a_download(tmp_path):
+    "lm_eval asks a pretrained model all three kinds, and it knows most answers"
+    pytest.importorskip("lm_eval")
+    try:
+        model, tokenizer = smollm2()
+        tasks = offline_tasks(tmp_path, n=10)
+    except ConnectionError as e:
+        pytest.skip(str(e))
+    found = zero_shot(model, tokenizer, tasks)
+    assert list(found) == ["cloze", "analogies", "related"]
+    assert sum(found.values()) > 1.8  # chance is 1, the model has 2.6 on 200 questions of each
