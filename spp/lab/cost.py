@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from ..judging.evaluate import provenance
 from .records import write_record
 from ..method.path import SolutionPath
-from ..method.search import search
+from ..method.search import first_looks, search
 
 # %% ../../nbs/lab/08_cost.ipynb #7c7d6653
 def now(
@@ -167,10 +167,11 @@ def repair_cost(
             )
         seconds.append(time.perf_counter() - since)
     before, repair_s, after = seconds
-    step = (before + after) / (2 * steps)  # with the looks before the first step
+    per_batch = (before + after) / 2 / (steps + first_looks(steps))
+    whole = per_batch * (400 + first_looks(400))
     samples = small.spp.path["repair"]["samples"]
-    record = dict(search_step_s=step, repair_s=repair_s, samples=samples)
-    record["share"] = {str(b): repair_s / (400 * step / batch * b) for b in (batch, 16, 64, 256)}
+    record = dict(search_s=whole, repair_s=repair_s, samples=samples)
+    record["share"] = {str(b): repair_s / (whole / batch * b) for b in (batch, 16, 64, 256)}
     arguments = dict(model=name, batch=batch, steps=steps, units=share, **kwargs)
     record |= provenance(0, time.time() - begun, arguments)
     return write_record(Path(out) / "repair_cost.json", record)
