@@ -22,7 +22,7 @@ from .records import read_record, write_record
 from .repairs import repaired
 from .rivals import path_of
 from .samples import IMAGENET_MEAN, IMAGENET_STD, emoji, fashion_mnist
-from .tasks import Task, digits_task, dinov2_task, pooled
+from .tasks import Task, digits_task, dinov2_task, pooled, shuffled
 from ..method.path import SolutionPath
 from ..method.search import first_looks
 
@@ -83,14 +83,13 @@ SHARES = (0.5, 0.25, 0.15)  # of the units, for the digits
 
 
 def _emoji(seed: int | None = None, n: int = 300) -> Tensor:
-    "Pictures of emoji: the 300 to score on, or `n` of the others"
+    "Pictures of emoji: the 300 to score on, or `n` of the others, again if there are fewer"
     pictures = emoji(42).styles["fluent"]
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
     chosen = order[:300]
     if seed is not None:
         others = order[300:]
-        generator = torch.Generator().manual_seed(seed)
-        chosen = others[torch.randperm(len(others), generator=generator)[:n]]
+        chosen = others[shuffled(n, len(others), seed)]
     x = F.interpolate(pictures[chosen].float() / 255, (84, 84), mode="bilinear")
     return (x - IMAGENET_MEAN) / IMAGENET_STD
 
