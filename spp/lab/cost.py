@@ -205,8 +205,9 @@ before = peak()
 if what == "search":
     search(model, [(x, labels)], steps=1, progress=False)
 elif what == "repair":
-    half = torch.cat([torch.arange(p.n) % 2 for p in find_pairs(model)])
-    repair(model, find_pairs(model), half, itertools.repeat(x), progress=False)
+    pairs = find_pairs(model)
+    half = torch.cat([torch.arange(p.n) % 2 for p in pairs])
+    repair(model, pairs, half, itertools.repeat(x), progress=False)
 else:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters())
