@@ -10,6 +10,7 @@ import copy
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
@@ -159,6 +160,22 @@ def _noted(model: nn.Module, widths: dict[str, dict[str, int]]) -> nn.Module:
     return model
 
 
+def _copied(model: nn.Module, layers: Iterable[str]) -> tuple[nn.Module, dict[int, nn.Parameter]]:
+    "A copy that shares the matrices in `layers` with `model`, and these, by their ids"
+    parameters = (p for name in layers for p in model.get_submodule(name).parameters())
+    shared = {id(p): p for p in parameters if p.dim() > 1}
+    return copy.deepcopy(model, dict(shared)), shared
+
+
+def _on_its_own(small: nn.Module, shared: dict[int, nn.Parameter]) -> None:
+    "Copy what `small` shares still"
+    memo = {}  # a matrix that stands at two places is copied once
+    for module in small.modules():
+        for name, p in module._parameters.items():
+            if id(p) in shared:
+                module._parameters[name] = copy.deepcopy(p, memo)
+
+
 def cut(
     model: nn.Module,  # the dense model; it is not changed
     pairs: list[Pair],  # its pairs
@@ -180,13 +197,15 @@ def cut(
     prove_for_a_cut(model, pairs, batch)
     parts = split_units(mask.bool().cpu(), pairs)  # on the CPU, wherever the weights are
     told, dense_params = _origin(model)
-    small = copy.deepcopy(model).eval()
+    small, shared = _copied(model, sites(pairs))
+    small.eval()
     widths = dict(model.spp.widths) if getattr(model, "spp", None) else {}
     where = places(small, pairs)
     for site, at in sites(pairs).items():
         members = [pairs[i] for i in at]
         widths[site] = _adapter(members).cut(small, members, [parts[i] for i in at], align)
     put_in_all(small, where)
+    _on_its_own(small, shared)
     small.spp = Cut(
         params=(params_of(small), dense_params),
         units=(int(mask.sum()), len(mask)),

@@ -222,10 +222,12 @@ def _cut_mlp(model: nn.Module, pair: Pair, mask: Tensor, align: int) -> dict[str
     return {"hidden": hidden}
 
 
-def _heads_are_shared(model: nn.Module) -> bool:
-    "Do all layers share something that speaks of every head?"
+def _heads_are_shared(model: nn.Module, site: str) -> bool:
+    "Does a layer share something that speaks of every head with others? Then it hangs above it"
     shared = (beit.RelativePositionBias, RotaryEmbeddingMixed)
-    return any(isinstance(module, shared) for module in model.modules())
+    names = site.split(".")
+    above = [model.get_submodule(".".join(names[:i])) for i in range(len(names))]
+    return any(isinstance(module, shared) for parent in above for module in parent.children())
 
 
 @torch.no_grad()
@@ -247,7 +249,7 @@ def cut(
     vo = given.get("vo", masks[0].new_ones(n, d_v))
     if _qk_stays(model, attention):
         qk = None
-    heads, width = cut_attention(attention, qk, vo, align, whole=_heads_are_shared(model))
+    heads, width = cut_attention(attention, qk, vo, align, whole=_heads_are_shared(model, site))
     if not heads:
         drop_layer(model, site, attention.proj)
     return {"heads": heads, "head_dim": width}
