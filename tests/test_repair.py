@@ -9,7 +9,7 @@ from processes import together
 
 from spp import Family, cut, find_pairs, load, repair, save, search
 from spp.core.files import save_tensors
-from spp.method import kept_layers, side_by_side
+from spp.method import kept_layers, scales, side_by_side
 from spp.method import repair as repairs
 from spp.method.objective import ranks
 from spp.method.scales import Lesson
@@ -301,6 +301,51 @@ def test_several_processes(tmp_path):
     assert all(
         torch.allclose(x, y, rtol=0, atol=1e-9) for x, y in zip(one.parameters(), a.parameters())
     )
+
+
+def repair_text_part(folder):
+    "Repair a language model on this process's share of the batches, and save it"
+    rank, world = ranks()
+    model, data = wide("hf_llama", 8)
+    pairs = find_pairs(model)
+    mine = data[rank::world]
+    given = dict(batches=len(mine), scales=6, progress=False)
+    save(repair(model, pairs, random_mask(pairs), mine, **given), f"{folder}/{world}{rank}")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:few tokens")
+def test_several_processes_on_text(tmp_path):
+    "A step takes a batch of each process: both end with the same bits, and with less error"
+    together(repair_text_part, tmp_path)
+    a, b = (load(tmp_path / x) for x in ("20", "21"))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
+    steps, errors = a.spp.path["repair"]["scales"].values()
+    assert steps == 6
+    assert errors[1] < errors[0]
+
+
+@pytest.mark.filterwarnings("ignore:few tokens")
+def test_steps_that_pay(small, monkeypatch):
+    "Scales are fitted from so many tokens on, where each is predicted, else from so many samples"
+    text, data = wide("hf_llama", 8)
+    pairs = find_pairs(text)
+    mask = random_mask(pairs)
+    tokens = sum(x["input_ids"].numel() for x in data)
+
+    def told(model, pairs, mask, batches):
+        found = repair(model, pairs, mask, batches, batches=8, progress=False)
+        return found.spp.path["repair"].get("scales")
+
+    assert told(text, pairs, mask, data) is None
+    monkeypatch.setattr(scales, "_TOKENS", tokens)
+    assert len(told(text, pairs, mask, data)["errors"]) == 2  # a pass: before and after
+    model, images = small
+    pairs = find_pairs(model)
+    mask = random_mask(pairs)
+    assert told(model, pairs, mask, images) is None
+    monkeypatch.setattr(scales, "_SAMPLES", 8)
+    assert len(told(model, pairs, mask, images)["errors"]) > 2
 
 
 def padded(name="hf_bert"):

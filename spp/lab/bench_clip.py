@@ -137,9 +137,10 @@ class _Setting:
         quiet = dict(progress=False)
         repaired = path.cut(params=share, align=1, repair=data, repair_options=quiet)
         row |= dict(repaired=_scores(repaired, self.test))
-        for stage, net in (("fine_tuned", small), ("repaired_fine_tuned", repaired)):
-            self.heal(net, seed)
-            row[stage] = _scores(net, self.test)
+        if self.healing:
+            for stage, net in (("fine_tuned", small), ("repaired_fine_tuned", repaired)):
+                self.heal(net, seed)
+                row[stage] = _scores(net, self.test)
         return row
 
     def heal(self, small: nn.Module, seed: int) -> None:
@@ -213,6 +214,8 @@ def summarised(
     for name, share in dict.fromkeys((row["order"], row["asked"]) for row in rows):
         own = [row for row in rows if (row["order"], row["asked"]) == (name, share)]
         for stage in STAGES:
+            if not all(stage in row for row in own):
+                continue
             recalls = {key: _summary([row[stage][key] for row in own], n) for key in KEYS}
             out.append(dict(order=name, asked=share, stage=stage, **recalls))
     return out
@@ -266,8 +269,8 @@ def clip_bench(
     seeds: tuple[int, ...] = (20, 21, 22),  # of search, batches and fine-tuning
     epochs: int = 0,  # of training the dense model, after its towers were introduced
     steps: int = 240,  # of the search
-    passes: int = 2,  # over the learned style, for each repair
-    healing: int = 2,  # epochs of each fine-tuning
+    passes: int = 1,  # over the learned style, for each repair
+    healing: int = 2,  # epochs of each fine-tuning; 0: none, and no figures of it
     lr: float = 3e-5,  # of all trainings
     orders: tuple[str, ...] = ORDERS,  # see `order`
     folder: str | os.PathLike = "runs/clip",  # what has been done; a run resumes from there

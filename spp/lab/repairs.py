@@ -30,7 +30,8 @@ from spp.lab.tasks import (
     smollm2_task,
 )
 from ..method.path import SolutionPath
-from ..method.repair import SCALES, repair
+from ..method.repair import repair
+from ..method.scales import SCALES
 from ..training.finetune import finetune
 
 # %% ../../nbs/lab/16_repairs.ipynb #8d4f0e15
