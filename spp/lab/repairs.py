@@ -67,7 +67,11 @@ SETTINGS = {
     "minilm": Setting(minilm_task, 40, orders=LABEL_FREE),
     "dinov2": Setting(dinov2_task, 20),
     "smollm2": Setting(
-        smollm2_task, 48, (0.9, 0.8, 0.7), data=dict(length=512), orders=(*LABEL_FREE, "taylor")
+        partial(smollm2_task, steps=240, length=512),
+        48,
+        (0.9, 0.8, 0.7),
+        data=dict(length=512),
+        orders=(*LABEL_FREE, "taylor"),
     ),
     # little is lost here, so all test pictures are needed to see it
     "fashion, 1 epoch": Setting(partial(fashion_task, held_out=10000), 18, (0.5, 0.35, 0.25), 1),

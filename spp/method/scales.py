@@ -314,7 +314,7 @@ def _by_passes(fitted: _Fitted, lesson: Lesson, steps: int, progress: bool) -> I
         yield k
 
 
-_RATE = 0.01  # of Adam, in units of each parameter's size
+_RATE = 0.005  # of Adam, in units of each parameter's size
 _RISE = 5  # steps in which it rises
 
 
