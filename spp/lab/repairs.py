@@ -47,6 +47,7 @@ class Setting:
     batches: int  # to repair on
     params: tuple[float, ...] = ()  # shares of the parameters to cut to; (): the units of the task
     epochs: int = 0  # of fine-tuning with the dense model as teacher before a cut is scored
+    rates: tuple[float, float] = (5e-4, 5e-4)  # of that: for a cut as it is, and for a repaired one
     data: dict = field(default_factory=dict)  # arguments of the task's batches to repair on
     orders: tuple[str, ...] = ORDERS  # those that the task can give
 
@@ -62,7 +63,7 @@ class Setting:
 
 SETTINGS = {
     "digits": Setting(digits_task, 18),
-    "digits, 1 epoch": Setting(digits_task, 18, (0.35, 0.25, 0.15), 1),
+    "digits, 1 epoch": Setting(digits_task, 18, (0.35, 0.25, 0.15), 1, (1e-3, 2.5e-4)),
     # without labels there are no first-order scores (taylor, isomorphic); SnapViT wants pictures
     "minilm": Setting(minilm_task, 40, orders=LABEL_FREE),
     "dinov2": Setting(dinov2_task, 20),
@@ -74,7 +75,9 @@ SETTINGS = {
         orders=(*LABEL_FREE, "taylor"),
     ),
     # little is lost here, so all test pictures are needed to see it
-    "fashion, 1 epoch": Setting(partial(fashion_task, held_out=10000), 18, (0.5, 0.35, 0.25), 1),
+    "fashion, 1 epoch": Setting(
+        partial(fashion_task, held_out=10000), 18, (0.5, 0.35, 0.25), 1, (1e-3, 1e-3)
+    ),
 }
 
 # %% ../../nbs/lab/16_repairs.ipynb #8d4f0e08
@@ -96,29 +99,33 @@ def repaired(
         return repair(task.model, path.pairs, mask, data, progress=False, **options)
 
 
-def _score(task: Task, small: nn.Module, seed: int, epochs: int) -> float:
-    "The score of a cut, after some epochs of fine-tuning"
-    if epochs:
+def _score(
+    task: Task, setting: Setting, small: nn.Module, seed: int, repaired: bool = True
+) -> float:
+    "The score of a cut, after the fine-tuning that belongs to it"
+    if setting.epochs:
         torch.manual_seed(seed)
-        finetune(small, task.data(0, seed), task.model, epochs=epochs, progress=False)
+        how = dict(epochs=setting.epochs, lr=setting.rates[repaired], progress=False)
+        finetune(small, task.data(0, seed), task.model, **how)
     return task.score(small)
 
 
 def _ways(
-    task: Task, setting: Setting, path: SolutionPath, budget: dict, seed: int, epochs: int
+    task: Task, setting: Setting, path: SolutionPath, budget: dict, seed: int
 ) -> tuple[dict[str, float | None], float]:
     "Scores of a cut as it is, repaired, and with its method's own compensation; seconds of repair"
     mask = path.mask(align=1, **budget)
     if not reaches(path, mask):
         return dict(as_cut=None, repaired=None, own=None), 0.0
-    scores = dict(as_cut=_score(task, path.cut(align=1, **budget), seed, epochs))
+    cut = path.cut(align=1, **budget)
+    scores = dict(as_cut=_score(task, setting, cut, seed, repaired=False))
     some = list(islice(task.data(setting.batches, seed + 1000, **setting.data), setting.batches))
     since = time.process_time()
     small = repaired(task, path, budget, seed, setting.batches, some)
     seconds = time.process_time() - since
-    scores["repaired"] = _score(task, small, seed, epochs)
+    scores["repaired"] = _score(task, setting, small, seed)
     own = compensated(task, path, mask, some)
-    return scores | dict(own=None if own is None else _score(task, own, seed, epochs)), seconds
+    return scores | dict(own=None if own is None else _score(task, setting, own, seed)), seconds
 
 
 def row_of(
@@ -135,7 +142,7 @@ def row_of(
     path = path_of(task, order, seed, folder, progress)
     ways, seconds = {}, 0.0
     for budget in [size | how for size in setting.budgets(task)]:
-        scores, spent = _ways(task, setting, path, budget, seed, setting.epochs)
+        scores, spent = _ways(task, setting, path, budget, seed)
         seconds += spent
         for way, score in scores.items():
             ways.setdefault(way, []).append(score)
@@ -150,6 +157,8 @@ def _begun(whole: dict, name: str, task: Task, setting: Setting) -> dict:
     "What the record says of a task, or a new entry; another run's is dropped"
     arguments = dict(steps=task.steps, batches=setting.batches, epochs=setting.epochs)
     arguments |= dict(scales=SCALES)  # at most
+    if setting.epochs:
+        arguments |= dict(rates=list(setting.rates))
     by = "params" if setting.params else "units"
     kept = list(setting.params or task.kept)
     old = whole["tasks"].get(name, {})

@@ -330,7 +330,7 @@ def run_llm(
     judge: str | os.PathLike | None = None,  # text for the perplexity; None: none is measured
     field: str | None = None,  # of both texts, where they are .jsonl or .parquet; see `texts`
     tasks: tuple[str | dict, ...] = (),  # zero-shot tasks before and after, see `zero_shot`
-    steps: int = 60,  # of the search of units
+    steps: int = 240,  # of the search of units, two windows each
     uniform: bool = False,  # with `params`: equal widths in all layers, for `from_pretrained`
     heads: str = "dimensions",  # with `params`: what leaves attention; or "whole", as GGUF wants
     device: str | None = None,  # where blocks, tasks and the search are run

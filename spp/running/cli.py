@@ -544,7 +544,7 @@ def llm(
     seed: Annotated[int, Option(help="Seed of the choice of windows.")] = 0,
     judge: Annotated[str, Option(help="Text for the perplexity: c4, wikitext2, file.")] = None,
     tasks: Annotated[str, Option(help="lm_eval's tasks, e.g. piqa,boolq; or paper.")] = None,
-    steps: Annotated[int, Option(help="With --params: steps of the search.")] = 60,
+    steps: Annotated[int, Option(help="With --params: steps of the search.")] = 240,
     uniform: Annotated[bool, Option("--uniform", help="Equal widths in all layers.")] = False,
     heads: Heads = "dimensions",  # with --params
     device: Annotated[str, Option(help="Where one block runs at a time, e.g. cuda.")] = None,
