@@ -263,9 +263,8 @@ class Steps:
         "The units that have entered after these steps."
         masks = [torch.full((p.n,), i in self.fixed) for i, p in enumerate(self.pairs)]
         for steps, members in zip(taken, self.members):
-            for i in members:
-                for entered in self.chunks[i][:steps]:
-                    masks[i][entered] = True
+            for i in members if steps else ():
+                masks[i][torch.cat(self.chunks[i][:steps])] = True
         return torch.cat(masks)
 
 # %% ../../nbs/cutting/00_budget.ipynb #b18005e5
@@ -352,14 +351,15 @@ def take(
     left = {k: target - self.least[k] for k, target in targets.items()}
     taken = list(self.first)
     full = set()
+    costs = {k: self.cost[k].tolist() for k in left}
     for i, move in enumerate(self.site):
         if move in full:
             continue
-        if any(self.cost[k][i] > left[k] for k in left):
+        if any(cost[i] > left[k] for k, cost in costs.items()):
             full.add(move)
             continue
-        for k in left:
-            left[k] -= self.cost[k][i]
+        for k, cost in costs.items():
+            left[k] -= cost[i]
         taken[move] += 1
     return self.mask(taken)
 
