@@ -214,10 +214,10 @@ def summarised(
     for name, share in dict.fromkeys((row["order"], row["asked"]) for row in rows):
         own = [row for row in rows if (row["order"], row["asked"]) == (name, share)]
         for stage in STAGES:
-            if not all(stage in row for row in own):
-                continue
-            recalls = {key: _summary([row[stage][key] for row in own], n) for key in KEYS}
-            out.append(dict(order=name, asked=share, stage=stage, **recalls))
+            having = [row[stage] for row in own if stage in row]
+            if having:
+                recalls = {key: _summary([row[key] for row in having], n) for key in KEYS}
+                out.append(dict(order=name, asked=share, stage=stage, seeds=len(having), **recalls))
     return out
 
 # %% ../../nbs/lab/14_bench_clip.ipynb #7e1c18bb
