@@ -44,11 +44,11 @@ def order(
         data = list(islice(task.data(SCORED + judged, seed), SCORED + judged))
         pictures = [x for x, _ in data[SCORED:]]
         return snapvit(task.model, data[:SCORED], pictures, task.kept, seed, task.read)
-    data = islice(task.data(task.looks, seed), task.looks)
+    data = task.data(task.looks, seed)
     if name == "variance":
-        return variance_path(task.model, data)
+        return variance_path(task.model, islice(data, task.looks))
     if name == "isomorphic":
-        return isomorphic_path(task.model, data, task.loss)
+        return isomorphic_path(task.model, islice(data, task.looks), task.loss)
     return baseline(name, task.model, data, task.looks, seed, task.loss, task.read)
 
 
