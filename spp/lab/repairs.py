@@ -65,7 +65,7 @@ SETTINGS = {
     "digits": Setting(digits_task, 18),
     "digits, 1 epoch": Setting(digits_task, 18, (0.35, 0.25, 0.15), 1, (1e-3, 2.5e-4)),
     # without labels there are no first-order scores (taylor, isomorphic); SnapViT wants pictures
-    "minilm": Setting(minilm_task, 40, orders=LABEL_FREE),
+    "minilm": Setting(minilm_task, 80, orders=LABEL_FREE),
     "dinov2": Setting(dinov2_task, 20),
     "smollm2": Setting(
         partial(smollm2_task, steps=240, length=512),
