@@ -121,7 +121,7 @@ class Scales(NamedTuple):
     "What `fit_scales` did."
 
     steps: int  # after which the held-out error was least; 0: nothing was changed
-    errors: list[float]  # held-out D, before the first step and after each
+    errors: list[float]  # held-out D, before the first step and after each; of a pass, after all
 
 
 class Lesson:
