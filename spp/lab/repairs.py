@@ -99,13 +99,11 @@ def repaired(
         return repair(task.model, path.pairs, mask, data, progress=False, **options)
 
 
-def _score(
-    task: Task, setting: Setting, small: nn.Module, seed: int, repaired: bool = True
-) -> float:
+def _score(task: Task, setting: Setting, small: nn.Module, seed: int, fitted: bool = True) -> float:
     "The score of a cut, after the fine-tuning that belongs to it"
     if setting.epochs:
         torch.manual_seed(seed)
-        how = dict(epochs=setting.epochs, lr=setting.rates[repaired], progress=False)
+        how = dict(epochs=setting.epochs, lr=setting.rates[fitted], progress=False)
         finetune(small, task.data(0, seed), task.model, **how)
     return task.score(small)
 
@@ -118,7 +116,7 @@ def _ways(
     if not reaches(path, mask):
         return dict(as_cut=None, repaired=None, own=None), 0.0
     cut = path.cut(align=1, **budget)
-    scores = dict(as_cut=_score(task, setting, cut, seed, repaired=False))
+    scores = dict(as_cut=_score(task, setting, cut, seed, fitted=False))
     some = list(islice(task.data(setting.batches, seed + 1000, **setting.data), setting.batches))
     since = time.process_time()
     small = repaired(task, path, budget, seed, setting.batches, some)

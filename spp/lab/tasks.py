@@ -224,11 +224,14 @@ def smollm2_task(
     )
 
 # %% ../../nbs/lab/03_tasks.ipynb #43782998
-def small_vit() -> nn.Module:  # takes images [batch, 1, 28, 28], returns logits [batch, 10]
-    "A ViT of 4 blocks for pictures of 28 × 28 pixels, untrained"
+def small_vit(
+    width: int = 64,  # of the residual stream
+    depth: int = 4,  # blocks
+) -> nn.Module:  # takes images [batch, 1, 28, 28], returns logits [batch, 10]
+    "A ViT for pictures of 28 × 28 pixels, untrained"
     import timm
 
-    shape = dict(img_size=28, patch_size=7, embed_dim=64, depth=4, num_heads=4)
+    shape = dict(img_size=28, patch_size=7, embed_dim=width, depth=depth, num_heads=4)
     model = timm.create_model("vit_tiny_patch16_224", in_chans=1, num_classes=10, **shape)
     for name, weight in model.named_parameters():  # a small ViT learns sooner from larger weights
         if weight.dim() == 2:
@@ -242,8 +245,9 @@ def fashion_task(
     n: int = 6000,  # pictures to train and search on
     held_out: int = 2000,  # pictures on which the cuts are scored
     epochs: int = 12,  # of training for the dense model
+    **shape,  # arguments of `small_vit`
 ) -> Task:  # scored by accuracy
-    "A ViT of 205 thousand parameters, trained on Fashion-MNIST"
+    "A ViT, of 205 thousand parameters unless `shape` says otherwise, trained on Fashion-MNIST"
 
     def grey(train, number):
         pictures, labels = fashion_mnist(train, number, size=28)
@@ -256,7 +260,7 @@ def fashion_task(
         return DataLoader(train, 64, shuffle=True, drop_last=True, generator=generator)
 
     torch.manual_seed(1)
-    model = small_vit()
+    model = small_vit(**shape)
     if epochs:
         finetune(model, data(0, 1), epochs=epochs, lr=2e-3, progress=False)
     return Task(

@@ -386,8 +386,9 @@ def fit_scales(
     device = next(small.parameters()).device
     if _over_all(len(batches), device) < HELD_OUT:  # the same in every process
         return Scales(0, [])
+    lesson = Lesson(small, dense, batches, read, amp)
     with evaluating(small, dense):
-        steps = _paying(Lesson(small, dense, batches, read, amp)) if steps is None else steps
+        steps = _paying(lesson) if steps is None else steps
     if not steps:
         return Scales(0, [])
     names = [name for name in readers if _reads(small, name)]
@@ -395,7 +396,6 @@ def fit_scales(
         small.requires_grad_(False)
         with _scaled(small, names) as factors:
             fitted = _Fitted(small, factors)
-            lesson = Lesson(small, dense, batches, read, amp)
             best, errors = _take_steps(fitted, lesson, steps, progress)
         with torch.no_grad():
             for name, s in factors.items():

@@ -658,6 +658,7 @@ def _benchmarks() -> dict[str, Callable[[Path], Path]]:
         "family": bench.families,
         "balance": bench.balanced,
         "repair": bench.repairs,
+        "training": bench.training,
         "calibration": bench.calibrations,
         "pick": bench.picks,
         "heads": bench.heads,
@@ -687,8 +688,8 @@ def bench(
         str,
         Argument(
             help="digits, minilm, dinov2, smollm2, ablation, torch-pruning, search-cost,"
-            " search-memory, repair-cost, speed, family, balance, repair, calibration, pick,"
-            " heads, serving, gpu, clip or llm."
+            " search-memory, repair-cost, speed, family, balance, repair, training, calibration,"
+            " pick, heads, serving, gpu, clip or llm."
         ),
     ],
     out: Annotated[Path, Option(help="Folder for the JSON file.")] = Path("results"),
