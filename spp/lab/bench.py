@@ -22,3 +22,4 @@ from .serving import serving
 from .speed import speed
 from .tasks import TASKS
 from .torch_pruning import side_by_side
+from .width import width

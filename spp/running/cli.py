@@ -659,6 +659,7 @@ def _benchmarks() -> dict[str, Callable[[Path], Path]]:
         "balance": bench.balanced,
         "repair": bench.repairs,
         "training": bench.training,
+        "width": bench.width,
         "calibration": bench.calibrations,
         "pick": bench.picks,
         "heads": bench.heads,
@@ -688,8 +689,8 @@ def bench(
         str,
         Argument(
             help="digits, minilm, dinov2, smollm2, ablation, torch-pruning, search-cost,"
-            " search-memory, repair-cost, speed, family, balance, repair, training, calibration,"
-            " pick, heads, serving, gpu, clip or llm."
+            " search-memory, repair-cost, speed, family, balance, repair, training, width,"
+            " calibration, pick, heads, serving, gpu, clip or llm."
         ),
     ],
     out: Annotated[Path, Option(help="Folder for the JSON file.")] = Path("results"),
