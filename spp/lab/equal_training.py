@@ -10,10 +10,10 @@ __all__ = ['SCHEDULES', 'METHODS', 'OURS', 'PARAMS', 'RATES', 'CONTESTS', 'KIND'
 import copy
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import torch
@@ -41,12 +41,13 @@ class Schedule:
 
     epochs: int  # passes over the pictures
     share: float = 1.0  # of the pictures, and so of the labels
+    like: str = ""  # a shorter one, whose best settings are taken over; "": those found with it
 
 
 SCHEDULES = {
     "1 epoch": Schedule(1),
     "3 epochs": Schedule(3),
-    "10 epochs": Schedule(10),
+    "10 epochs": Schedule(10, like="3 epochs"),
     "1 % of the labels": Schedule(30, 0.01),
 }
 
@@ -60,7 +61,7 @@ METHODS = {  # name → its order, and the ways of which the better one is taken
 }
 OURS = "spp + repair"  # what the others are compared with
 PARAMS = (0.5, 0.35, 0.25)  # shares of the dense parameters
-RATES = (2.5e-4, 5e-4, 1e-3, 2e-3)  # of which the best is taken
+RATES = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3)  # of which the best is taken
 
 # %% ../../nbs/lab/39_equal_training.ipynb #39a1c0ea
 @dataclass
@@ -146,16 +147,16 @@ def _trained(
     return model
 
 # %% ../../nbs/lab/39_equal_training.ipynb #39a1c0f0
-_SEED, _AT, _WITH = 10, 0.35, Schedule(3)  # where settings are chosen
+_SEED, _AT = 10, 0.35  # where settings are chosen
 
 
 def chosen(
     contest: Contest,  # task and pictures
     method: str,  # a name of `METHODS`
     folder: Path,  # of paths
-    schedule: Schedule = _WITH,  # to train by
+    schedule: Schedule,  # to train by
 ) -> dict:  # way, rate, and `tried`: accuracy on the pictures to choose by for each
-    "The way and the rate with which a method does best."
+    "The way and the rate with which a method does best after a schedule."
     order, ways = METHODS[method]
     validation = DataLoader(contest.validation, 250)
     tried = []
@@ -181,51 +182,73 @@ def _keys(row: dict) -> tuple:
     return row["method"], row["seed"], row["asked"], row["schedule"]
 
 
-def _rows(
-    contest: Contest, method: str, seed: int, share: float, settings: dict, folder: Path, todo: dict
-) -> Iterator[dict]:
-    "A row for each schedule of `todo`"
-    order, _ = METHODS[method]
-    start = begin(contest, order, settings["way"], share, seed, folder)
-    for name, schedule in todo.items():
-        since = time.time()
-        row = dict(method=method, seed=seed, asked=share, schedule=name)
-        if start is None:
-            yield row | dict(params=None, score=None, made=made(0))
-            continue
-        model = _trained(contest, start, schedule, settings["rate"], seed)
-        hits = correct(model, DataLoader(contest.test, 250))
-        row |= dict(params=params_of(model), score=hits.float().mean().item())
-        file = folder / f"hits_{contest.task.name}_{seed}_{share}_{name.split()[0]}.safetensors"
-        if method == OURS:
-            save_tensors(file, dict(hits=hits), KIND, {})
-        elif file.exists():
-            row["behind"] = list(paired(hits, load_tensors(file, KIND)[0]["hits"]))
-        yield row | dict(made=made(time.time() - since))
+class _Place:
+    "The folder of paths and answers, and the cut that was begun last"
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.begun: tuple[tuple, nn.Module | None] = ((), None)
+
+    def hits(self, seed: int, share: float, schedule: str) -> Path:
+        "The file of what ours gets right"
+        return self.folder / f"hits_{seed}_{share}_{list(SCHEDULES).index(schedule)}.safetensors"
+
+    def start(
+        self, contest: Contest, method: str, way: str, seed: int, share: float
+    ) -> nn.Module | None:
+        "A method's cut before it is trained, made once for all schedules"
+        key = (method, way, seed, share)
+        if self.begun[0] != key:
+            made_now = begin(contest, METHODS[method][0], way, share, seed, self.folder)
+            self.begun = key, made_now
+        return self.begun[1]
+
+
+def _row(
+    contest: Contest, method: str, seed: int, share: float, name: str, settings: dict, place: _Place
+) -> dict:
+    "A method at a size after the schedule called `name`"
+    since = time.time()
+    row = dict(method=method, seed=seed, asked=share, schedule=name)
+    start = place.start(contest, method, settings["way"], seed, share)
+    if start is None:
+        return row | dict(params=None, score=None, made=made(0))
+    model = _trained(contest, start, SCHEDULES[name], settings["rate"], seed)
+    hits = correct(model, DataLoader(contest.test, 250))
+    row |= dict(params=params_of(model), score=hits.float().mean().item())
+    file = place.hits(seed, share, name)
+    if method == OURS:
+        save_tensors(file, dict(hits=hits), KIND, {})
+    elif file.exists():
+        row["behind"] = list(paired(hits, load_tensors(file, KIND)[0]["hits"]))
+    return row | dict(made=made(time.time() - since))
 
 
 def _run(
-    file: Path, name: str, contest: Contest, seeds, methods, schedules: dict, folder: Path, progress
+    file: Path, name: str, contest: Contest, seeds, methods, schedules, folder: Path, progress
 ) -> None:
     "Measure the rows that a record lacks"
-
-    def kept() -> dict:
-        whole = read_record(file) if file.exists() else dict(tasks={})
-        return whole | dict(tasks=whole["tasks"] | {name: record})
-
     empty = dict(dense=accuracy(contest.task.model, DataLoader(contest.test, 250)))
     empty |= dict(parameters=params_of(contest.task.model), chosen={}, rows=[])
     record = (read_record(file)["tasks"] if file.exists() else {}).get(name, empty)
-    known = set(map(_keys, record["rows"]))
-    asked = [(m, seed, share) for seed in seeds for share in PARAMS for m in methods]
-    for method, seed, share in progress_bar(asked, name, progress):
-        todo = {k: s for k, s in schedules.items() if (method, seed, share, k) not in known}
-        if todo and method not in record["chosen"]:
-            record["chosen"][method] = chosen(contest, method, folder)
-        settings = record["chosen"].get(method)
-        for row in _rows(contest, method, seed, share, settings, folder, todo) if todo else ():
-            record["rows"].append(row)
-            write_record(file, kept())
+    known, place = set(map(_keys, record["rows"])), _Place(folder)
+
+    def keep():
+        whole = read_record(file) if file.exists() else dict(tasks={})
+        write_record(file, whole | dict(tasks=whole["tasks"] | {name: record}))
+
+    asked = product(seeds, PARAMS, methods, schedules)
+    todo = [
+        (m, seed, share, at) for seed, share, m, at in asked if (m, seed, share, at) not in known
+    ]
+    for method, seed, share, at in progress_bar(todo, name, progress):
+        settings = record["chosen"].setdefault(method, {})
+        chosen_at = SCHEDULES[at].like or at
+        if chosen_at not in settings:
+            settings[chosen_at] = chosen(contest, method, folder, SCHEDULES[chosen_at])
+        row = _row(contest, method, seed, share, at, settings[chosen_at], place)
+        record["rows"].append(row)
+        keep()
 
 
 def training(
@@ -233,7 +256,7 @@ def training(
     contests: dict[str, Callable[[], Contest]] | None = None,  # name → what makes it; None: all
     seeds: tuple[int, ...] = (20, 21, 22),  # of orders, batches and training
     methods: tuple[str, ...] = tuple(METHODS),  # names of `METHODS`, ours first
-    schedules: dict[str, Schedule] | None = None,  # None: `SCHEDULES`
+    schedules: tuple[str, ...] = tuple(SCHEDULES),  # names of `SCHEDULES`
     folder: str | os.PathLike = "runs/training",  # of paths and answers
     progress: bool = True,  # show bars
 ) -> Path:  # the file training.json in `out`
@@ -245,6 +268,5 @@ def training(
     for name, make in (CONTESTS if contests is None else contests).items():
         place = Path(folder) / name.replace(", ", "_").replace(",", "").replace(" ", "_")
         place.mkdir(parents=True, exist_ok=True)
-        how = schedules or SCHEDULES
-        _run(file, name, make(), seeds, methods, how, place, progress)
+        _run(file, name, make(), seeds, methods, schedules, place, progress)
     return file
