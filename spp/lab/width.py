@@ -219,7 +219,10 @@ def refitted(
     q = basis[:, : small.embed_dim].to(next(model.parameters()).dtype)
     goals = [[h @ q for h in stream_of(model, images)] for images in data]
     with _noted([small.blocks[0]]) as seen:
-        s = [small(images) is not None and seen[0] for images in data]
+        s = []
+        for images in data:
+            small(images)
+            s.append(seen[0])
     number = torch.arange(len(data)).repeat_interleave(torch.tensor([x[..., 0].numel() for x in s]))
     held_out = number % 4 == 3
     for i, block in enumerate(small.blocks):
