@@ -17,6 +17,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from ..cutting.budget import params_of
@@ -28,10 +29,12 @@ from .tasks import Task
 # %% ../../nbs/lab/43_width.ipynb #43a1c0e8
 def _norms(model: nn.Module) -> list[nn.LayerNorm]:
     "The norms that read the stream of a timm ViT, in their order"
-    blocks = getattr(model, "blocks", ())
-    found = [norm for block in blocks for norm in (block.norm1, block.norm2)]
+    blocks = list(getattr(model, "blocks", ()))
+    plain = bool(blocks) and all(type(block) is Block for block in blocks)
+    found = [norm for block in blocks for norm in (block.norm1, block.norm2)] if plain else []
     found.append(getattr(model, "norm", None))
-    if len(found) < 2 or not all(isinstance(norm, nn.LayerNorm) for norm in found):
+    plain = plain and isinstance(getattr(model, "norm_pre", None), nn.Identity)
+    if not plain or not all(isinstance(norm, nn.LayerNorm) for norm in found):
         raise ValueError(
             f"{type(model).__name__} is not a ViT of timm whose blocks read the stream through"
             " LayerNorm before each branch: width is only cut there"
@@ -180,7 +183,8 @@ def sliced(
         block.mlp.fc2 = _writing(block.mlp.fc2, block.ls2, q)
         block.ls1, block.ls2 = nn.Identity(), nn.Identity()
     norm, last = _narrow_norm(old[-1], q, by), old[-1]
-    if isinstance(model.head, nn.Linear) and isinstance(model.fc_norm, nn.Identity):
+    pooled = getattr(model, "attn_pool", None) is None and isinstance(model.fc_norm, nn.Identity)
+    if isinstance(model.head, nn.Linear) and pooled:
         small.norm, small.head = norm, _reading(model.head, last, q)
     else:
         back = last.weight.detach().double()[:, None] * q
