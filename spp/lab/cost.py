@@ -41,6 +41,7 @@ class Trainer:
 
     model: nn.Module  # is trained: pass a copy
     batches: list[tuple[Tensor, Tensor]]  # inputs and labels, gone through again and again
+    returning: bool  # the same numbers again? If not, noise of the same shape is drawn each time
     every: int  # batches between two training steps
     amp: torch.dtype | None = None  # type in which the forward pass runs, e.g. torch.bfloat16
     seconds: list[float] = field(default_factory=list)  # of each training step
@@ -66,10 +67,12 @@ class Trainer:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for k in count():
-            batch = self.batches[k % len(self.batches)]
+            x, labels = self.batches[k % len(self.batches)]
+            if not self.returning:
+                x = torch.randn_like(x)
             if k % self.every == 0:
-                self.seconds.append(self.step(*batch))
-            yield batch
+                self.seconds.append(self.step(x, labels))
+            yield x, labels
 
 # %% ../../nbs/lab/08_cost.ipynb #b20a7f4c
 def step_costs(
@@ -79,9 +82,10 @@ def step_costs(
     loss: Callable | None,  # of outputs and labels; None: the label-free one
     every: int,  # batches between two training steps
     amp: torch.dtype | None = None,  # type in which both run, e.g. torch.bfloat16
+    returning: bool = False,  # see `Trainer`
 ) -> tuple[dict, SolutionPath]:  # a row with seconds of both and their ratio; the path
     "Seconds of a search step and of a training step, and the path of the search"
-    trainer = Trainer(copy.deepcopy(model), batches, every, amp)
+    trainer = Trainer(copy.deepcopy(model), batches, returning, every, amp)
     trainer.step(*batches[0])  # the first steps are slower: caches fill, memory is allocated
     search(model, batches, loss, steps=2, amp=amp, progress=False)
     since = now(trainer.device)
@@ -91,6 +95,7 @@ def step_costs(
     training_step = sum(trainer.seconds) / len(trainer.seconds)
     row = dict(
         loss="label-free" if loss is None else "task",
+        returning=returning,
         search_step_s=search_step,
         training_step_s=training_step,
         ratio=search_step / training_step,
@@ -128,8 +133,8 @@ def search_cost(
     model = timm.create_model(name, **kwargs).eval()
     batches = random_batches(model, batch)
     rows = []
-    for loss in (F.cross_entropy, None):
-        row, path = step_costs(model, batches, steps, loss, every)
+    for loss, returning in ((F.cross_entropy, False), (None, False), (None, True)):
+        row, path = step_costs(model, batches, steps, loss, every, returning=returning)
         rows.append(row)
     since = time.perf_counter()
     got = [path.cut(params=budget).spp.got["params"] for budget in BUDGETS]

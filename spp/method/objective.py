@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from ..core.checks import compared, said
+from ..core.identity import digest_of
 from ..models.batches import call, size
 from ..models.gates import Gates
 
@@ -384,6 +385,32 @@ def from_ranks(
     return torch.cat(rows)
 
 # %% ../../nbs/method/01_objective.ipynb #fd27e9a9
+_ROOM = 2**28  # bytes for outputs of the dense model
+
+
+class _Kept:
+    "Outputs of the dense model on batches that may return."
+
+    def __init__(self):
+        self.room = _ROOM  # bytes that are left
+        self.known: dict[str, Answer] = {}  # digest of a batch → output
+
+    @staticmethod
+    def key(x: Any) -> str | None:  # None: a digest might not tell it from others
+        "The digest of a batch of tensors."
+        parts = x.values() if isinstance(x, Mapping) else [x]
+        if not all(isinstance(part, (Tensor, bool, int, type(None))) for part in parts):
+            return None
+        return digest_of([x, getattr(x, "counted", None)])
+
+    def keep(self, key: str | None, a: Answer) -> None:
+        "Keep an output, if that makes sense."
+        size = a.out.numel() * a.out.element_size()
+        if key is not None and size <= self.room and not (a.joint and ranks()[1] > 1):
+            self.known[key] = a
+            self.room -= size
+
+
 class Problem:
     "L(M) and ∇L(M) of a gated model, on one batch after another."
 
@@ -401,6 +428,7 @@ class Problem:
         self.loss = loss
         self.read = read
         self.amp = amp
+        self.kept = _Kept()
 
     def answer(
         self,
@@ -418,12 +446,10 @@ class Problem:
         x: Any,  # inputs
         y: Any = None,  # labels; needed if there is a loss function
     ) -> "Problem":  # itself
-        "Take a batch; without a loss function, run the dense model on it."
+        "Take a batch; without a loss function, run the dense model on it, unless it returns."
         self.x, self.y = x, y
         if self.loss is None:
-            self.gates.off()
-            with torch.no_grad():
-                self.dense = self.answer(x)
+            self.dense = self._dense(x)
             check_softmax(self.dense, y)
         elif not labelled(self.loss, y):
             raise ValueError(
@@ -431,6 +457,17 @@ class Problem:
                 " or pass loss=None to search without labels"
             )
         return self
+
+    def _dense(self, x: Any) -> Answer:
+        "The dense model's output."
+        key = self.kept.key(x)
+        if key in self.kept.known:
+            return self.kept.known[key]
+        self.gates.off()
+        with torch.no_grad():
+            found = self.answer(x)
+        self.kept.keep(key, found)
+        return found
 
     def __call__(
         self,
