@@ -41,8 +41,11 @@ def test_families(tiny, tmp_path, monkeypatch):
     for _ in range(2):
         run = read_record(families(tmp_path, ("tiny",), (0.75, 0.5), (0,), progress=False))
     told = run["tasks"]["tiny"]
-    names = ["separate", "walk", "walk, then each", "joint", "joint, from bytes"]
+    names = ["separate", "walk", "walk, then each", "joint, from bytes"]
     expected = [(way, share) for way in names for share in (0.75, 0.5)]
+    for way in ("joint", "joint, four sizes", "nested", "curriculum"):
+        for ending in ("", ", repaired"):
+            expected += [(way + ending, share) for share in (0.75, 0.5, 0.625)]
     assert [(row["way"], row["asked"]) for row in told["rows"]] == expected
     assert run["deit_small_at_ms"] > 0
     disk = told["disk"]
