@@ -11,6 +11,7 @@ from .balanced_heads import balanced
 from .bench_clip import clip_bench
 from .calibrations import calibrations
 from .cost import repair_cost, search_cost, search_memory
+from .cut_or_train import cut_or_train
 from .equal_training import training
 from .families import families
 from .gpu import gpu

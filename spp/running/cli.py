@@ -660,6 +660,7 @@ def _benchmarks() -> dict[str, Callable[[Path], Path]]:
         "repair": bench.repairs,
         "training": bench.training,
         "width": bench.width,
+        "cut-or-train": bench.cut_or_train,
         "calibration": bench.calibrations,
         "pick": bench.picks,
         "heads": bench.heads,
@@ -690,7 +691,7 @@ def bench(
         Argument(
             help="digits, minilm, dinov2, smollm2, ablation, torch-pruning, search-cost,"
             " search-memory, repair-cost, speed, family, balance, repair, training, width,"
-            " calibration, pick, heads, serving, gpu, clip or llm."
+            " cut-or-train, calibration, pick, heads, serving, gpu, clip or llm."
         ),
     ],
     out: Annotated[Path, Option(help="Folder for the JSON file.")] = Path("results"),
