@@ -14,15 +14,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..core.bars import progress_bar
 from ..judging.evaluate import provenance
 from .records import read_record, write_record
 from .repairs import repaired
 from .rivals import path_of
-from .samples import IMAGENET_MEAN, IMAGENET_STD, emoji, fashion_mnist
-from .tasks import Task, digits_task, dinov2_task, pooled, shuffled
+from .samples import fashion_mnist
+from .tasks import Task, cosine_to, digits_task, dinov2_task, emoji_pictures
 from ..method.path import SolutionPath
 from ..method.search import first_looks
 
@@ -82,35 +81,12 @@ NUMBERS = (16, 32, 64, 128, 256, 512, 1024)
 SHARES = (0.5, 0.25, 0.15)  # of the units, for the digits
 
 
-def _emoji(seed: int | None = None, n: int = 300) -> Tensor:
-    "Pictures of emoji: the 300 to score on, or `n` of the others, again if there are fewer"
-    pictures = emoji(42).styles["fluent"]
-    order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
-    chosen = order[:300]
-    if seed is not None:
-        others = order[300:]
-        chosen = others[shuffled(n, len(others), seed)]
-    x = F.interpolate(pictures[chosen].float() / 255, (84, 84), mode="bilinear")
-    return (x - IMAGENET_MEAN) / IMAGENET_STD
-
-
 def _kinds(n: int, seed: int, batch: int = 16) -> dict[str, list | None]:
     "Batches of `n` clothes, of as many emoji, and of half of each"
-    clothes, others = fashion_mnist(True, n, seed)[0], _emoji(seed, n)
+    clothes, others = fashion_mnist(True, n, seed)[0], emoji_pictures(seed, n)
     half = torch.stack([clothes[: n // 2], others[: n // 2]], 1).flatten(0, 1)
     kinds = {"both": half, "clothes": clothes, "emoji": others}
     return {"nothing": None} | {kind: list(x.split(batch)) for kind, x in kinds.items()}
-
-
-def _cosine_to(dense: nn.Module, x: Tensor) -> Callable[[nn.Module], float]:
-    "The mean cosine of a cut's features of some pictures to those of the dense model"
-
-    @torch.no_grad()
-    def features(m):
-        return torch.cat([pooled(m(some)) for some in x.split(50)])
-
-    wanted = features(dense)
-    return lambda m: F.cosine_similarity(features(m), wanted).mean().item()
 
 # %% ../../nbs/lab/18_calibrations.ipynb #3f6a0e17
 def _by_number(seed: int, folder: Path, progress: bool) -> list[Callable[[], list[dict]]]:
@@ -139,7 +115,7 @@ def _by_kind(
 ) -> list[Callable[[], list[dict]]]:
     "What makes the rows of one seed, a call for each"
     task = dinov2_task()
-    scores = {"clothes": task.score, "emoji": _cosine_to(task.model, _emoji())}
+    scores = {"clothes": task.score, "emoji": cosine_to(task.model, emoji_pictures())}
     kinds = _kinds(n, seed + 1000)
 
     def rows(searched, seen, share):

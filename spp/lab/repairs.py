@@ -25,6 +25,7 @@ from spp.lab.tasks import (
     Task,
     digits_task,
     dinov2_task,
+    emoji_task,
     fashion_task,
     minilm_task,
     smollm2_task,
@@ -67,6 +68,7 @@ SETTINGS = {
     # without labels there are no first-order scores (taylor, isomorphic); SnapViT wants pictures
     "minilm": Setting(minilm_task, 80, orders=LABEL_FREE),
     "dinov2": Setting(dinov2_task, 20),
+    "emoji": Setting(emoji_task, 20, orders=(*LABEL_FREE, "snapvit", "variance")),
     "smollm2": Setting(
         partial(smollm2_task, steps=240, length=512),
         48,
