@@ -101,31 +101,35 @@ def repaired(
         return repair(task.model, path.pairs, mask, data, progress=False, **options)
 
 
-def _score(task: Task, setting: Setting, small: nn.Module, seed: int, fitted: bool = True) -> float:
-    "The score of a cut, after the fine-tuning that belongs to it"
+def _scores(
+    task: Task, setting: Setting, small: nn.Module, seed: int, fitted: bool = True
+) -> dict[str, float]:
+    'The score of a cut, called "", and those elsewhere; after the fine-tuning that belongs to it'
     if setting.epochs:
         torch.manual_seed(seed)
         how = dict(epochs=setting.epochs, lr=setting.rates[fitted], progress=False)
         finetune(small, task.data(0, seed), task.model, **how)
-    return task.score(small)
+    own = {"": task.score(small)}
+    return own | {name: score(small) for name, score in task.elsewhere.items()}
 
 
 def _ways(
     task: Task, setting: Setting, path: SolutionPath, budget: dict, seed: int
-) -> tuple[dict[str, float | None], float]:
+) -> tuple[dict[str, dict | None], float]:
     "Scores of a cut as it is, repaired, and with its method's own compensation; seconds of repair"
     mask = path.mask(align=1, **budget)
     if not reaches(path, mask):
         return dict(as_cut=None, repaired=None, own=None), 0.0
     cut = path.cut(align=1, **budget)
-    scores = dict(as_cut=_score(task, setting, cut, seed, fitted=False))
+    scores = dict(as_cut=_scores(task, setting, cut, seed, fitted=False))
     some = list(islice(task.data(setting.batches, seed + 1000, **setting.data), setting.batches))
     since = time.process_time()
     small = repaired(task, path, budget, seed, setting.batches, some)
     seconds = time.process_time() - since
-    scores["repaired"] = _score(task, setting, small, seed)
+    scores["repaired"] = _scores(task, setting, small, seed)
     own = compensated(task, path, mask, some)
-    return scores | dict(own=None if own is None else _score(task, setting, own, seed)), seconds
+    own = None if own is None else _scores(task, setting, own, seed)
+    return scores | dict(own=own), seconds
 
 
 def row_of(
@@ -140,17 +144,22 @@ def row_of(
     "An order in all ways and sizes"
     begun = time.time()
     path = path_of(task, order, seed, folder, progress)
-    ways, seconds = {}, 0.0
+    ways, elsewhere, seconds = {}, {}, 0.0
     for budget in [size | how for size in setting.budgets(task)]:
         scores, spent = _ways(task, setting, path, budget, seed)
         seconds += spent
-        for way, score in scores.items():
-            ways.setdefault(way, []).append(score)
+        for way, found in scores.items():
+            ways.setdefault(way, []).append(found and found[""])
+            for name in task.elsewhere:
+                at = elsewhere.setdefault(name, {}).setdefault(way, [])
+                at.append(found and found[name])
     if all(score is None for score in ways["own"]):
-        del ways["own"]
+        for some in (ways, *elsewhere.values()):
+            del some["own"]
     repairs = sum(score is not None for score in ways["repaired"])
     times = dict(search_s=path.info["cpu_seconds"], repair_s=round(seconds / max(repairs, 1), 2))
-    return dict(order=order, seed=seed, **ways, **times, made=made(time.time() - begun))
+    more = dict(elsewhere=elsewhere) if elsewhere else {}
+    return dict(order=order, seed=seed, **ways, **more, **times, made=made(time.time() - begun))
 
 # %% ../../nbs/lab/16_repairs.ipynb #8d4f0e12
 def _begun(whole: dict, name: str, task: Task, setting: Setting) -> dict:
