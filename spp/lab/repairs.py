@@ -189,6 +189,8 @@ def add_rows(
     task = setting.task()
     whole = read_record(file) if file.exists() else dict(tasks={})
     record = _begun(whole, name, task, setting)
+    if task.elsewhere and "elsewhere" not in record:  # of the dense model
+        record["elsewhere"] = {k: score(task.model) for k, score in task.elsewhere.items()}
     known = {(old["order"], old["seed"]) for old in record["rows"]}
     for order, seed in progress_bar([x for x in asked if x not in known], name, progress):
         record["rows"].append(row(task, setting, order, seed))
