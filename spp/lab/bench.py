@@ -21,6 +21,7 @@ from .picks import picks
 from .repairs import repairs
 from .serving import serving
 from .speed import speed
+from .spread import spread
 from .tasks import TASKS
 from .torch_pruning import side_by_side
 from .width import width

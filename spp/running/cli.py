@@ -661,6 +661,7 @@ def _benchmarks() -> dict[str, Callable[[Path], Path]]:
         "training": bench.training,
         "width": bench.width,
         "cut-or-train": bench.cut_or_train,
+        "spread": bench.spread,
         "calibration": bench.calibrations,
         "pick": bench.picks,
         "heads": bench.heads,
@@ -691,7 +692,7 @@ def bench(
         Argument(
             help="digits, minilm, dinov2, smollm2, ablation, torch-pruning, search-cost,"
             " search-memory, repair-cost, speed, family, balance, repair, training, width,"
-            " cut-or-train, calibration, pick, heads, serving, gpu, clip or llm."
+            " cut-or-train, spread, calibration, pick, heads, serving, gpu, clip or llm."
         ),
     ],
     out: Annotated[Path, Option(help="Folder for the JSON file.")] = Path("results"),
