@@ -203,6 +203,22 @@ def test_uniform_is_llama(tmp_path):
         assert apart(m, file, 60)[0] < 1e-2
 
 
+def test_any_size_of_a_family(tmp_path):
+    "One set of weights in one folder; members of two sizes, one of them repaired, as files"
+    ids = torch.randint(2, VOCABULARY, (6, 2, 24), generator=torch.Generator().manual_seed(0))
+    data = [(dict(input_ids=x), x) for x in ids]
+    model = loud(llama())
+    path = spp.search(model, data * 3, steps=8, heads="whole", progress=False)
+    spp.joint(path, data, (1.0, 0.5), epochs=1, sizes=4, progress=False).save(tmp_path / "family")
+    family = spp.Family.load(tmp_path / "family")
+    for share, repair in ((0.8, None), (0.63, data)):
+        options = repair and dict(progress=False)
+        small = family.cut(params=share, repair=repair, repair_options=options)
+        assert small.spp.got["params"] <= share
+        file = save_gguf(small, tmp_path / f"{share}.gguf", bytes_tokenizer(), "f32")
+        assert apart(small, file, 40)[0] < 1e-2
+
+
 def test_types(tmp_path):
     """16 bits within rounding; bytes near, with rows filled up to blocks of 32.
 
