@@ -406,9 +406,12 @@ class _Kept:
     def keep(self, key: str | None, a: Answer) -> None:
         "Keep an output, if that makes sense."
         size = a.out.numel() * a.out.element_size()
-        if key is not None and size <= self.room and not (a.joint and ranks()[1] > 1):
-            self.known[key] = a
-            self.room -= size
+        if key is None or size > self.room or (a.joint and ranks()[1] > 1):
+            return
+        if a.out.untyped_storage().nbytes() > size:  # a part, which would hold on to the whole
+            a = a._replace(out=a.out.clone())
+        self.known[key] = a
+        self.room -= size
 
 
 class Problem:
