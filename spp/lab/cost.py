@@ -121,8 +121,8 @@ def search_cost(
     out: str | os.PathLike = "results",  # folder
     name: str = "deit_small_patch16_224",  # of timm; random weights
     batch: int = 4,  # pictures
-    steps: int = 200,  # of each search
-    every: int = 4,  # batches between two training steps
+    steps: int = 400,  # of each search, the default of `search`
+    every: int = 8,  # batches between two training steps
     **kwargs,  # of `timm.create_model`
 ) -> Path:  # the file search_cost.json in `out`
     "Time of a search step over that of a training step, and the time of eight cuts"
