@@ -37,6 +37,7 @@ def test_every_variant_of_the_ablation(tiny, tmp_path, monkeypatch):
 def test_families(tiny, tmp_path, monkeypatch):
     "All ways and sizes, and a member of DeiT-Small; what the file says of other tasks stays"
     monkeypatch.setitem(FAMILIES, "tiny", (lambda: tiny, 2))
+    monkeypatch.setattr("spp.lab.families.BATCHES", 2)
     run = {}
     for _ in range(2):
         run = read_record(families(tmp_path, ("tiny",), (0.75, 0.5), (0,), progress=False))
