@@ -10,6 +10,7 @@ __all__ = ['TASKS', 'Task', 'digits_task', 'shuffled', 'minilm_task', 'similar_w
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import pandas as pd
@@ -135,16 +136,17 @@ def minilm_task(
         return torch.cat([mean_token(m(**x), x) for x in parts])
 
     dense = embed(model)
-    pairs, people = similar_words()
-    questions, answers = halves()
 
     def word_similarity(m):
+        pairs, people = similar_words()
         a, b = (embedded(m, words) for words in zip(*pairs))
         found = F.cosine_similarity(a, b).numpy()
         return pd.Series(found).rank().corr(pd.Series(people.numpy()).rank())
 
+    paragraphs = cache(halves)  # fetched when they are needed
+
     def retrieval(m):
-        a, b = (F.normalize(embedded(m, some), dim=1) for some in (questions, answers))
+        a, b = (F.normalize(embedded(m, some), dim=1) for some in paragraphs())
         return ((a @ b.T).argmax(1) == torch.arange(len(a))).float().mean().item()
 
     return Task(
@@ -257,7 +259,8 @@ def dinov2_task(
         guesses = (F.normalize(_features(m, unseen), dim=1) @ weights).argmax(1)
         return (guesses == classes[450:]).float().mean().item()
 
-    elsewhere = {"classifier": classified, "emoji": cosine_to(model, emoji_pictures())}
+    on_emoji = cache(lambda: cosine_to(model, emoji_pictures()))  # fetched when it is needed
+    elsewhere = {"classifier": classified, "emoji": lambda m: on_emoji()(m)}
     return _of_features("dinov2", model, data, unseen, steps, elsewhere, loss)
 
 
