@@ -22,10 +22,9 @@ from ..core.bars import progress_bar
 from ..cutting.budget import params_of
 from ..judging.choosing import paired
 from ..judging.evaluate import accuracy, correct
-from .equal_training import Contest, Schedule, begin, clothes
+from .equal_training import Contest, Schedule, begin, clothes, trained
 from .records import made, read_record, write_record
 from .tasks import small_vit
-from ..training.finetune import finetune
 
 # %% ../../nbs/lab/44_cut_or_train.ipynb #44a1c0e8
 @dataclass(frozen=True)
@@ -66,24 +65,13 @@ def _start(contest: Contest, way: Way, width: int, seed: int, folder: Path) -> n
     return begin(contest, "spp", "repaired", share, seed, folder)
 
 
-def _trained(
-    contest: Contest, way: Way, width: int, epochs: int, rate: float, seed: int, folder: Path
-) -> nn.Module:
-    "A network of the small size, after a schedule of so many epochs"
-    model = _start(contest, way, width, seed, folder)
-    torch.manual_seed(seed)
-    data = contest.loader(Schedule(epochs + way.more), seed)
-    teacher = contest.task.model if way.teacher else None
-    finetune(model, data, teacher, epochs + way.more, rate, progress=False)
-    return model
-
-
 def _chosen(contest: Contest, way: Way, width: int, epochs: int, folder: Path) -> dict:
     "The rate with which a way does best, and `tried`: accuracy on the pictures to choose by"
     validation = DataLoader(contest.validation, 250)
+    start, schedule = _start(contest, way, width, _SEED, folder), Schedule(epochs + way.more)
     tried = []
     for rate in RATES:
-        model = _trained(contest, way, width, epochs, rate, _SEED, folder)
+        model = trained(contest, start, schedule, rate, _SEED, way.teacher)
         tried.append(dict(rate=rate, score=accuracy(model, validation)))
     best = max(tried, key=lambda row: row["score"])
     return dict(rate=best["rate"], tried=tried)
@@ -97,7 +85,8 @@ def _rows(
     for name, way in WAYS.items():
         since = time.time()
         rate = chosen[name][str(EPOCHS.get(epochs, epochs))]["rate"]
-        model = _trained(contest, way, width, epochs, rate, seed, folder)
+        start = _start(contest, way, width, seed, folder)
+        model = trained(contest, start, Schedule(epochs + way.more), rate, seed, way.teacher)
         hits[name] = correct(model, DataLoader(contest.test, 250))
         row = dict(way=name, seed=seed, epochs=epochs, params=params_of(model))
         row |= dict(score=hits[name].float().mean().item(), made=made(time.time() - since))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'METHODS', 'OURS', 'PARAMS', 'RATES', 'CONTESTS', 'KIND', 'Schedule', 'Contest', 'clothes', 'begin',
-           'chosen', 'training']
+           'trained', 'chosen', 'training']
 
 # %% ../../nbs/lab/39_equal_training.ipynb #39a1c0e5
 import copy
@@ -141,14 +141,20 @@ def begin(
     return repaired(task, path, dict(params=share), seed, contest.batches, data)
 
 
-def _trained(
-    contest: Contest, start: nn.Module, schedule: Schedule, rate: float, seed: int
+def trained(
+    contest: Contest,  # pictures, and the dense model
+    start: nn.Module,  # before it is trained; not changed
+    schedule: Schedule,  # how long, and on how much
+    rate: float,  # largest learning rate
+    seed: int,  # of the pictures and their order
+    teacher: bool = True,  # is the dense model one?
 ) -> nn.Module:
-    "A copy of a cut after a schedule, with the dense model as teacher"
+    "A copy of a network after a schedule."
     model = copy.deepcopy(start)
     torch.manual_seed(seed)
     data = contest.loader(schedule, seed)
-    finetune(model, data, contest.task.model, schedule.epochs, rate, progress=False)
+    of = contest.task.model if teacher else None
+    finetune(model, data, of, schedule.epochs, rate, progress=False)
     return model
 
 # %% ../../nbs/lab/39_equal_training.ipynb #39a1c0f0
@@ -169,7 +175,7 @@ def chosen(
         for way in ways:
             start = begin(contest, order, way, share, _SEED, folder)
             for rate in RATES if start is not None else ():
-                model = _trained(contest, start, schedule, rate, _SEED)
+                model = trained(contest, start, schedule, rate, _SEED)
                 tried.append(dict(way=way, rate=rate, score=accuracy(model, validation)))
         if tried:
             break
@@ -218,7 +224,7 @@ def _row(
     start = place.start(contest, method, settings["way"], seed, share)
     if start is None:
         return row | dict(params=None, score=None, made=made(0))
-    model = _trained(contest, start, SCHEDULES[name], settings["rate"], seed)
+    model = trained(contest, start, SCHEDULES[name], settings["rate"], seed)
     hits = correct(model, DataLoader(contest.test, 250))
     row |= dict(params=params_of(model), score=hits.float().mean().item())
     file = place.hits(seed, share, name)

@@ -197,7 +197,7 @@ def ways(
     params: tuple[float, ...],  # members, as shares of the dense parameters
     epochs: int,  # passes for each member; all ways take `len(params)` times as many
 ) -> tuple[list[dict], Family]:  # a row for each way and member; and the family
-    "Train members separately, on the walk, and in one set of weights; repair some that were not"
+    "Train members separately, on the walk, and in one set of weights; those are repaired, too"
     path = task.search(seed, False)
 
     def row(way, share, m):
