@@ -148,8 +148,8 @@ def trained(
     rate: float,  # largest learning rate
     seed: int,  # of the pictures and their order
     teacher: bool = True,  # is the dense model one?
-) -> nn.Module:
-    "A copy of a network after a schedule."
+) -> nn.Module:  # a copy
+    "A network after a schedule."
     model = copy.deepcopy(start)
     torch.manual_seed(seed)
     data = contest.loader(schedule, seed)
