@@ -73,6 +73,17 @@ class KeptBlocks:
             save_tensors(self._file(i), self.made, KIND, header)
         self.made = {}
 
+    def has(
+        self,
+        i: int,  # number of a block
+    ) -> bool:  # was it done?
+        "Whether there is a file of the block."
+        if self.folder is None:
+            return False
+        file = self._file(i)
+        recover(file)
+        return file.exists()
+
     def resumed(
         self,
         i: int,  # number of a block
@@ -81,12 +92,9 @@ class KeptBlocks:
 
         Raises `ValueError` if it belongs to another run, or is damaged.
         """
-        if self.folder is None:
+        if not self.has(i):
             return False
         file = self._file(i)
-        recover(file)
-        if not file.exists():
-            return False
         tensors, header = load_tensors(file, KIND)
         with understood(file, KIND):
             check_same(self.folder, "run", header["depends_on"], self.depends_on)

@@ -55,10 +55,13 @@ def parse_pattern(
 
 # %% ../../nbs/llm/03_masks.ipynb #eb88b4b6
 def _all_but(
-    drop: int,  # how many leave each row
+    drop: int | Tensor,  # how many leave each row: a number, or one for each, shape [rows]
     scores: Tensor,  # shape [rows, n]
 ) -> Tensor:  # bool, shape [rows, n]; True stays
     "All but the `drop` lowest scores of each row; of equal ones the first leave"
+    if isinstance(drop, Tensor):
+        ranks = scores.argsort(dim=1, stable=True).argsort(dim=1)
+        return ranks >= drop[:, None]
     if drop == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     if drop == scores.shape[1]:
@@ -81,11 +84,16 @@ def mask_of(
     pattern: str | None = None,  # "N:M": N of every M weights of a row stay
     by: str = "row",  # comparison group of a sparsity
     name: str = "a layer",  # for errors
+    drop: Tensor | None = None,  # or how many weights leave each row, shape [out]
 ) -> Tensor:  # bool, shape [out, in]; True stays
-    """The weights that stay at a sparsity or with a pattern; exactly one of them is given.
+    """The weights that stay at a sparsity, with a pattern, or by rows; exactly one is given.
 
     Raises `ValueError` if a pattern does not divide the rows of the layer.
     """
+    if drop is not None:
+        size = _parts(level)
+        parts = zip(drop.to(level.device).split(size), level.split(size))
+        return torch.cat([_all_but(some, part) for some, part in parts])
     if (sparsity is None) == (pattern is None):
         raise ValueError("give either `sparsity` or `pattern`")
     if pattern is None:

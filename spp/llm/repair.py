@@ -24,6 +24,12 @@ def wide_weights(
     return weight(layer).detach().to(stats.second)
 
 
+def _caught_up(w: Tensor, h: Tensor, crossed: Tensor, damping: float) -> Tensor:
+    "What eq. 2 adds to W for α = 1, shape [out, in]"
+    damped = h + damping * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype, device=h.device)
+    return torch.linalg.solve(damped, (w @ (crossed - h)).T).T
+
+
 def _check_damping(damping: float, h: Tensor, stats: Stats, name: str) -> None:
     "`ValueError` for a negative damping, `ArithmeticError` for none where H is singular"
     check_number(damping, "damping", "[0, ∞)")
@@ -43,6 +49,7 @@ def set_weights(
     repair: bool = False,  # refit the weights that stay, and the bias?
     damping: float = 0.1,  # of the repair: λ over the mean of the diagonal of H
     name: str = "a layer",  # for errors
+    catch_up: float = 0.25,  # α of eq. 2, in [0, 1], where `stats` know what the dense model reads
 ) -> None:
     """Set the weights that do not stay to zero; with `repair`, refit the others and the bias.
 
@@ -55,13 +62,19 @@ def set_weights(
         return
     w = wide_weights(layer, stats)
     bias = getattr(layer, "bias", None)
-    h = stats.second
+    mean, h, crossed = stats.mean, stats.second, stats.crossed
+    aim = mean  # of the inputs that are aimed at
+    if crossed is not None:
+        aim = mean + catch_up * (stats.dense_mean - mean)
     if bias is not None:
-        h = h - torch.outer(stats.mean, stats.mean)
+        h = h - torch.outer(mean, mean)
+        if crossed is not None:
+            crossed = crossed - torch.outer(stats.dense_mean, mean)
     _check_damping(damping, h, stats, name)
-    new = fitted_rows(w, keep, h, damping)
+    best = w if crossed is None else w + catch_up * _caught_up(w, h, crossed, damping)
+    new = fitted_rows(best, keep, h, damping)
     if not new.isfinite().all():
         raise ArithmeticError(f"the repair of {name} is not finite: give a larger `damping`")
     if bias is not None:
-        bias.add_(((w - new) @ stats.mean).to(bias.dtype))
+        bias.add_((w @ aim - new @ mean).to(bias.dtype))
     layer.weight.copy_(new.T if transposed else new)
