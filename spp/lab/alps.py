@@ -98,11 +98,12 @@ def alps(
     rho: float = 0.1,  # coupling at the start
     iters: int = 300,  # at most
     start: Tensor | None = None,  # scores for the first support, shape [out, in]; None: magnitude
+    drop: Tensor | None = None,  # or how many weights leave each row, shape [out]
 ) -> Tensor:  # weights with zeros, shape [out, in]
     "Find a support by ADMM, then fit the weights on it (Meng et al., 2024, alg. 1 and 2)."
 
     def project(score):
-        return mask_of(score, sparsity, pattern, by)
+        return mask_of(score, sparsity, pattern, by, drop=drop)
 
     damped = h + damping * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype, device=h.device)
     scale = damped.diagonal().sqrt()

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -64,6 +65,9 @@ MASKS = {  # method → its module, in order of measuring
     "ours + owl": "spp.lab.owl",
     "ours + owl + repair": "spp.lab.owl",
     "sparse swaps + CG": "spp.lab.sparse_swaps",
+    "ours by row + repair": "spp.llm.weight_paths",
+    "wanda + prices": "spp.lab.llm_references",
+    "alps, helped": "spp.lab.llm_references",
 }
 
 
@@ -85,6 +89,12 @@ def mask_models(
     how = asked_for(target)
     run = dict(amp=amp, progress=False)
     few = ids[:1, :8]
+
+    def by_row():
+        "Our path without its prices"
+        ours = path()
+        return replace(ours, prices={}, info=ours.info | dict(by="row"))
+
     clocked = partial(clocked_path, model, ids, how.get("pattern"), amp)
     found = {
         "clocked + repair": lambda: clocked().prune(**how, repair=ids, **run),
@@ -95,6 +105,7 @@ def mask_models(
     published = {"wanda": ("wanda", None), "ria": ("ria", None)}
     if "sparsity" in how:
         published["ria by row"] = ("ria", "row")
+        found["ours by row + repair"] = lambda: by_row().prune(**how, repair=ids, **run)
     for name, (metric, by) in published.items():
         found[name] = partial(one_shot, model, ids, metric, by=by, **how, **run)
     if target not in MILD:

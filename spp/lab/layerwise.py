@@ -57,13 +57,15 @@ def rebuilt(
     rule: Rule,  # new weights of a layer
     amp: torch.dtype | None = None,  # the type to run blocks in; None: that of the weights
     progress: bool = False,  # show a bar
+    beside: bool = False,  # do moments say what layers read in the dense model?
 ) -> nn.Module:  # a copy
     """`model` with new weights in every linear layer of its blocks.
 
     Raises `ArithmeticError` for weights that are not finite.
     """
     model = copy.deepcopy(model)
-    with closing(walk_blocks(model, ids, refresh=True, amp=amp, progress=progress)) as layers:
+    how = dict(refresh=True, amp=amp, progress=progress, beside=beside)
+    with closing(walk_blocks(model, ids, **how)) as layers:
         for name, layer, stats in layers:
             new = rule(name, wide_weights(layer, stats), stats)
             if not new.isfinite().all():
