@@ -1297,8 +1297,8 @@ def scored(w, tmp, **kw):
 for name, v, kind, text in (
     ("metric", "x", ValueError, "unknown metric 'x': known are magnitude, wanda"),
     ("metric", None, ValueError, "unknown metric None"),
-    ("by", "x", ValueError, '`by` must be "row" or "layer", got \'x\''),
-    ("by", "", ValueError, '`by` must be "row" or "layer", got \'\''),
+    ("by", "x", ValueError, '`by` must be "row" or "layer" or "model", got \'x\''),
+    ("by", "", ValueError, '`by` must be "row" or "layer" or "model", got \'\''),
     ("device", "x", ValueError, "`device` must be the name of a device"),
     ("device", "cuda:99", ValueError, "this machine has .* GPUs"),
     ("amp", "x", ValueError, "`amp` must be torch.bfloat16, torch.float16 or None"),
