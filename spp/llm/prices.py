@@ -65,7 +65,9 @@ def drops(
 
     A row never gets one back as the sparsity grows.
     """
-    costs = {name: cost.double() for name, cost in costs.items()}
+    # rising by a trifle, so that rows of equal prices sell little by little too
+    rising = 1e-6 * torch.tensor(NODES, dtype=torch.float64)[:, None]
+    costs = {name: cost.double() + rising for name, cost in costs.items()}
     wanted = sparsity * sum(widths[name] * cost.shape[1] for name, cost in costs.items())
 
     def total(price):

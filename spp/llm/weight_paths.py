@@ -257,8 +257,9 @@ def weight_path(
     `ArithmeticError` if what a layer reads is not finite.
     """
     ours = metric == "inclusion"
-    default = "model" if ours else None
-    score, by = _score(metric, settings, by or default, ("row", "layer", "model"))
+    if by is None and ours:
+        by = "model"
+    score, by = _score(metric, settings, by, ("row", "layer", "model"))
     group = "row" if by == "model" else by
     found = {}
 
