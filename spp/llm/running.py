@@ -215,12 +215,13 @@ def _by_weights(
     request: _Request,
     repair: bool,
     metric: str,
+    by: str | None,
     device: str | None,
     kept: Path,
 ) -> tuple[nn.Module, LLMPath, dict]:
     "Set single weights of `net` to zero: the model itself, its path, and fields of the record"
     how = dict(device=device, checkpoint=kept)
-    path = weight_path(net.cpu(), ids, metric, **how)
+    path = weight_path(net.cpu(), ids, metric, by, **how)
     small = path.prune(**request.asked, repair=ids if repair else None, inplace=True, **how)
     speed = _speed("pattern" in request.asked)
     return small, path, dict(path=path.info, zeros=_zeros(small, path), speed=speed)
@@ -279,10 +280,18 @@ def _write(
 
 # %% ../../nbs/llm/07_running.ipynb #e67f371f
 def _check_call(
-    metric: str, steps: int, seed: int, device: str | None, dtype: str, how: dict[str, Any]
+    metric: str,
+    by: str | None,
+    steps: int,
+    seed: int,
+    device: str | None,
+    dtype: str,
+    how: dict[str, Any],
 ) -> None:
     "Raise `TypeError` or `ValueError` for arguments of `run_llm` that cannot be"
     check_choice(metric, "metric", METRICS)
+    if by is not None:
+        check_choice(by, "by", ("model", "row", "layer"))
     check_whole(steps, "steps")
     check_seed(seed)
     if device is not None:
@@ -324,6 +333,7 @@ def run_llm(
     params: float | None = None,  # or the share of parameters that a cut of units keeps
     repair: bool = False,  # refit what stays, without training?
     metric: str = "inclusion",  # order of single weights, see `weight_path`
+    by: str | None = None,  # "row" or "layer": equal sparsities; None: as `weight_path` does
     n: int | None = None,  # calibration windows; None: 128
     length: int | None = None,  # tokens in each; None: 2048, or as many as the model takes
     seed: int = 0,  # of the choice of windows, and of the search
@@ -347,7 +357,7 @@ def run_llm(
     since = time()
     request = _request(model, calibration, sparsity, pattern, params, n, length, judge)
     how = dict(uniform=uniform, heads=heads)
-    _check_call(metric, steps, seed, device, dtype, dict(repair=repair, **how))
+    _check_call(metric, by, steps, seed, device, dtype, dict(repair=repair, **how))
     out = check_output(out, KIND, folder=True)
     tokenizer, net = _loaded(request, dtype)
     ids = windows(request.calibration, tokenizer, *request.size, seed, field=field)
@@ -372,7 +382,7 @@ def run_llm(
         given = (net, ids, request, repair, how, steps, seed, device, kept)
         small, path, added = _by_units(*given)
     else:
-        small, path, added = _by_weights(net, ids, request, repair, metric, device, kept)
+        small, path, added = _by_weights(net, ids, request, repair, metric, by, device, kept)
     record |= added
     record["pruned"] = judged.perplexity(small)
     record["zero_shot"]["pruned"] = judged.zero_shot(small)

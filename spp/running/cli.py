@@ -539,6 +539,7 @@ def llm(
     params: Annotated[float, Option(help="Cut whole units to this share of parameters.")] = None,
     repair: Annotated[bool, Option("--repair", help="Refit what stays, without training.")] = False,
     metric: Annotated[str, Option(help="inclusion, wanda, ria or magnitude.")] = "inclusion",
+    by: Annotated[str, Option(help="row or layer: the same sparsity in each; or model.")] = None,
     windows: Annotated[int, Option(help="Windows of calibration text; default 128.")] = None,
     length: Annotated[int, Option(help="Tokens in a window; default 2048 at most.")] = None,
     seed: Annotated[int, Option(help="Seed of the choice of windows.")] = 0,
@@ -553,11 +554,12 @@ def llm(
 ):
     """Prune a language model in one shot, without training.
 
-    Give one of --sparsity, --pattern and --params. Zeros anywhere (--sparsity) make no model
-    faster; --pattern 2:4 does on GPUs with sparse tensor cores, in PyTorch, but vLLM serves it
-    no more; --params gives a dense model that is faster everywhere. llama2_7b and opt_6.7b
-    stand for the paper's settings. A run that was killed resumes when the same command is
-    given again.
+    Give one of --sparsity, --pattern and --params. --sparsity is that of the whole model, and
+    rows of weights lose what they can bear, unless --by says otherwise. Such zeros make no
+    model faster; --pattern 2:4 does on GPUs with sparse tensor cores, in PyTorch, but vLLM
+    serves it no more; --params gives a dense model that is faster everywhere. llama2_7b and
+    opt_6.7b stand for the paper's settings. A run that was killed resumes when the same
+    command is given again.
 
     \b
     Examples:
@@ -578,7 +580,8 @@ def llm(
             model,
             out,
             calibration,
-            **dict(sparsity=sparsity, pattern=pattern, params=params, repair=repair, metric=metric),
+            **dict(sparsity=sparsity, pattern=pattern, params=params, repair=repair),
+            **dict(metric=metric, by=by),
             **dict(n=windows, length=length, seed=seed, judge=judge, tasks=asked, steps=steps),
             **dict(uniform=uniform, heads=heads, device=device, dtype=dtype, field=field),
         )
