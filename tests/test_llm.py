@@ -295,6 +295,40 @@ def test_a_row_that_nobody_reads_goes_first():
         assert (kept[:16] < 0.43).all() and kept[16:].mean() > 0.8  # (1 - 0.2) / 2, and a weight
 
 
+class Selecting(nn.Module):
+    "An MLP with a layer behind which there is no gradient"
+
+    def __init__(self, mlp):
+        super().__init__()
+        self.mlp = mlp
+        self.select = nn.Linear(48, 2)
+
+    def forward(self, x):
+        with torch.no_grad():
+            first = self.select(x).argmax(-1, keepdim=True) == 0
+        return torch.where(first, self.mlp(x), 0.5 * self.mlp(x))
+
+
+def test_layers_without_prices_lose_the_same_share(tmp_path):
+    "Where no gradient is; and where only later windows lead, as to an expert"
+    model = randomised(CAUSAL["llama_gqa"]())
+    block = model.model.layers[0]
+    block.mlp = Selecting(block.mlp)
+    path = weight_path(model, IDS, progress=False)
+    assert "model.layers.0.mlp.select" not in path.prices
+    assert "model.layers.0.mlp.select" in path.levels
+    path.save(tmp_path / "p")
+    for one in (path, LLMPath.load(tmp_path / "p", model)):
+        masks = one.mask(0.5)
+        assert ((~masks["model.layers.0.mlp.select"]).sum(1) == 24).all()
+        removed = sum(int((~mask).sum()) for mask in masks.values())
+        assert abs(removed / sum(mask.numel() for mask in masks.values()) - 0.5) < 0.005
+    some = weight_path(model, IDS, progress=False)
+    del some.prices["model.layers.1.mlp.up_proj"]
+    masks = some.mask(0.5)
+    assert ((~masks["model.layers.1.mlp.up_proj"]).sum(1) == 24).all()
+
+
 # --- repair ---------------------------------------------------------------------------------
 
 

@@ -367,7 +367,8 @@ class _Writes:
             self.sums[name] = self.sums.get(name, 0) + square
 
         def see(layer, args, out):
-            out.register_hook(add)
+            if out.requires_grad:  # it does not where a block selects, and only that
+                out.register_hook(add)
 
         return see
 
@@ -419,6 +420,7 @@ def walk_back(
 ) -> Iterator[tuple[str, nn.Module, Stats, Tensor]]:  # name, layer, moments, gains (eq. 3) [out]
     """Every linear layer from the last block to the first, with what it reads and its gains.
 
+    The gains of a layer are zero where no gradient reaches what it writes.
     What enters each block is kept, windows × length × d_model numbers a block, where the model is.
     The same bits each time on one machine. Raises what `walk_blocks` raises.
     """

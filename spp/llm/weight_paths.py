@@ -53,7 +53,8 @@ class LLMPath:
     levels: dict[str, Tensor]  # layer → uint8, shape [out, in]: 0 is removed first
     info: dict  # model, fingerprint, metric, comparison group, settings, calibration
     model: nn.Module | None = None  # that was calibrated; `load` and `attach` set it
-    prices: dict[str, Tensor] = field(default_factory=dict)  # layer → log prices, [7, out]
+    # layer → log prices, [7, out]; one without them loses the same share in every row
+    prices: dict[str, Tensor] = field(default_factory=dict)
 
     def __repr__(self):
         text = self.info["calibration"]
@@ -75,13 +76,18 @@ class LLMPath:
 
     def _masks(self, sparsity: float | None, pattern: str | None) -> Callable[[str], Tensor]:
         "What makes the mask of the layer of a name; raises an error for what cannot be met"
-        if not self.prices or sparsity is None or pattern is not None:
-            by = self.info["by"]
-            by = "row" if by == "model" else by  # of a pattern it does not matter
-            return lambda name: mask_of(self.levels[name], sparsity, pattern, by, name)
-        widths = {name: level.shape[1] for name, level in self.levels.items()}
-        counts = drops(self.prices, widths, check_sparsity(sparsity))
-        return lambda name: mask_of(self.levels[name], name=name, drop=counts[name])
+        by = "row" if self.info["by"] == "model" else self.info["by"]
+        counts = {}
+        if self.prices and sparsity is not None and pattern is None:
+            widths = {name: self.levels[name].shape[1] for name in self.prices}
+            counts = drops(self.prices, widths, check_sparsity(sparsity))
+
+        def mask(name):
+            if name in counts:
+                return mask_of(self.levels[name], name=name, drop=counts[name])
+            return mask_of(self.levels[name], sparsity, pattern, by, name)
+
+        return mask
 
     def mask(
         self,
@@ -139,7 +145,8 @@ class LLMPath:
             found = {name: tensors[name] for name in header["layers"]}
             path = cls(found, dict(header["info"]))
             if path.info["by"] == "model":
-                path.prices = {name: tensors[_PRICES + name] for name in found}
+                priced = [name for name in found if _PRICES + name in tensors]
+                path.prices = {name: tensors[_PRICES + name] for name in priced}
                 for name, cost in path.prices.items():
                     if cost.shape != (len(NODES), len(found[name])):
                         raise ValueError(f"prices of {name} have the shape {list(cost.shape)}")
@@ -290,11 +297,13 @@ def weight_path(
         run = (model, ids[:PRICED], device, amp, progress, kept)
         with closing(walk_back(*run)) as layers:
             for name, layer, stats, gains in layers:
+                if not gains.any():  # nothing is known of what its errors cost
+                    continue
                 level = found[name].to(gains.device)
                 cost = prices(wide_weights(layer, stats), level, stats.second, gains)
                 costs[name] = cost.float().cpu()
                 kept.add(name, costs[name])
-        costs = {name: costs[name] for name in found}
+        costs = {name: costs[name] for name in found if name in costs}
     return LLMPath(found, info() | dict(left=_say_left(model)), model, costs)
 
 # %% ../../nbs/llm/05_weight_paths.ipynb #750c5d13
