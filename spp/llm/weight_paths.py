@@ -53,8 +53,7 @@ class LLMPath:
     levels: dict[str, Tensor]  # layer → uint8, shape [out, in]: 0 is removed first
     info: dict  # model, fingerprint, metric, comparison group, settings, calibration
     model: nn.Module | None = None  # that was calibrated; `load` and `attach` set it
-    # layer → log prices, [7, out]; one without them loses the same share in every row
-    prices: dict[str, Tensor] = field(default_factory=dict)
+    prices: dict[str, Tensor] = field(default_factory=dict)  # layer, if priced → logs, [7, out]
 
     def __repr__(self):
         text = self.info["calibration"]
