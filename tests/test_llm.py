@@ -329,6 +329,45 @@ def test_layers_without_prices_lose_the_same_share(tmp_path):
     assert ((~masks["model.layers.1.mlp.up_proj"]).sum(1) == 24).all()
 
 
+class Experts(nn.Module):
+    "Two MLPs, each for the tokens that a router sends there"
+
+    def __init__(self, mlp):
+        super().__init__()
+        self.experts = nn.ModuleList([mlp, copy.deepcopy(mlp)])
+        self.router = nn.Linear(48, 2)
+
+    def forward(self, x):
+        flat = x.flatten(0, -2)
+        chosen = self.router(flat).argmax(-1)
+        out = torch.zeros_like(flat)
+        for i, expert in enumerate(self.experts):
+            if (chosen == i).any():
+                out[chosen == i] = expert(flat[chosen == i])
+        return out.view(x.shape)
+
+
+def test_experts_do_not_catch_up():
+    "Other tokens lead to an expert behind pruned blocks; it is repaired on what it reads"
+    torch.manual_seed(0)
+    model = randomised(CAUSAL["llama_gqa"]())
+    for block in model.model.layers:
+        block.mlp = Experts(block.mlp)
+    path = weight_path(model, IDS, progress=False)
+    changed = copy.deepcopy(model)
+    found = set()
+    for name, layer, stats in walk_blocks(changed, IDS, refresh=True, beside=True, progress=False):
+        with torch.no_grad():
+            weight(layer).mul_(0.5)
+        if stats.crossed is None:
+            found.add(name)
+        assert (stats.crossed is None) == ("experts" in name)
+    assert len(found) == 12
+    plain, fixed = path.prune(0.5), path.prune(0.5, repair=IDS, progress=False)
+    assert all(p.isfinite().all() for p in fixed.parameters())
+    assert divergence(fixed, model) < divergence(plain, model)
+
+
 # --- repair ---------------------------------------------------------------------------------
 
 

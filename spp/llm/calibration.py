@@ -123,6 +123,8 @@ class _Reads:
         self.crossed: dict[str, Tensor] = {}  # layer → sum of x̂xᵀ
         self.dense_sums: dict[str, Tensor] = {}  # layer → sum of x̂
         self.noting = False  # is it the dense model that runs now?
+        self.length = 0  # tokens of the window
+        self.apart: set[str] = set()  # layers that do not read all tokens, e.g. of experts
         self.last: Tensor | None = None  # the tensor that was read last
         self.reader = ""  # the layer that read it first
 
@@ -143,6 +145,9 @@ class _Reads:
         if self.noting:
             self.dense[name] = x
             return
+        if self.length and not len(x) == len(self.dense.get(name, x[:0])) == self.length:
+            self.apart.add(name)  # which token is which cannot be told
+            self.dense.pop(name, None)
         if name not in self.sums:
             self.dtype = x.dtype
             self.sums[name] = Moments.zeros(x.new_zeros(x.shape[1]), x.new_zeros(0), self.full)
@@ -182,7 +187,8 @@ class _Reads:
         "Means from the sums, for every layer that has read something"
 
         def mean(name, m):
-            parts = [m.zz, m.z, self.crossed.get(name), self.dense_sums.get(name)]
+            both = self.crossed.get(name), self.dense_sums.get(name)
+            parts = [m.zz, m.z, *((None, None) if name in self.apart else both)]
             parts = [None if x is None else (x / m.mass).to(self.dtype) for x in parts]
             return Stats(*parts[:2], m.tokens, *parts[2:])
 
@@ -319,7 +325,7 @@ def walk_blocks(
         call = _moved(calls[i], at)
         for j, state in enumerate(states):
             if reads is not None and dense:
-                reads.noting = True
+                reads.noting, reads.length = True, state[..., 0].numel()
                 dense[j] = _called(stack[i], dense[j].to(at), call, amp).to(home)
                 reads.noting = False
             out = _called(stack[i], state.to(at), call, amp)
