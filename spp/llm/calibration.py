@@ -325,6 +325,7 @@ def walk_blocks(
         call = _moved(calls[i], at)
         for j, state in enumerate(states):
             if reads is not None and dense:
+                reads.dense.clear()  # of layers that ran in the dense model alone
                 reads.noting, reads.length = True, state[..., 0].numel()
                 dense[j] = _called(stack[i], dense[j].to(at), call, amp).to(home)
                 reads.noting = False
