@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TARGETS', 'MILD', 'JUDGE', 'MASKS', 'SHARES', 'UNITS', 'ASKED', 'REPAIRED', 'BILLION', 'PARTS', 'asked_for',
-           'mask_models', 'masks', 'unit_wanda', 'generation', 'unit_models', 'units', 'cost', 'memory', 'bench']
+           'mask_models', 'judged', 'masks', 'unit_wanda', 'generation', 'unit_models', 'units', 'cost', 'memory',
+           'news', 'bench']
 
 # %% ../../nbs/lab/15_bench_llm.ipynb #79d64f35
 import json
@@ -29,7 +30,7 @@ from .block_cost import block_costs
 from .cells import Record
 from .llm_references import reference_models, unit_references
 from .offline_tasks import offline_tasks
-from .samples import smollm2, wikipedia
+from .samples import gensim_data, smollm2, wikipedia
 from .sparsegpt import sparsegpt
 from .weight_inclusion import clocked_path
 from ..llm.calibration import blocks, walk_blocks
@@ -113,6 +114,17 @@ def mask_models(
     return found
 
 # %% ../../nbs/lab/15_bench_llm.ipynb #55ed7f4e
+def judged(
+    model: nn.Module,  # dense or pruned
+    test: Tensor,  # windows to judge by, shape [n, length]
+    elsewhere: dict[str, Tensor] | None = None,  # kind of other text → windows of it
+    amp: torch.dtype | None = None,  # the type to run the model in; None: that of the weights
+) -> dict[str, float]:  # "perplexity", and that on each kind of other text, by its name
+    "How well a model predicts text like that of its calibration, and other text."
+    windows = dict(perplexity=test) | (elsewhere or {})
+    return {name: float(perplexity(model, ids, amp=amp)) for name, ids in windows.items()}
+
+
 def _measured(make: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
     "What `make` makes, and how many seconds it took"
     since = time.time()
@@ -130,11 +142,14 @@ def masks(
     suffix: str = "",  # of the keys of the figures, e.g. where there are more windows
     targets: tuple[str, ...] = TARGETS,  # in order of measuring
     methods: tuple[str, ...] = tuple(MASKS),  # in order of measuring
+    elsewhere: dict[str, Tensor] | None = None,  # as for `judged`
     **settings,  # of the inclusion
 ) -> None:
     "Measure the perplexity of every method at every target."
     if "dense" not in record:
-        record.add("dense", dict(perplexity=float(perplexity(model, test, amp=amp))), JUDGE)
+        record.add("dense", judged(model, test, amp=amp), JUDGE)
+    if elsewhere and "dense elsewhere" not in record:
+        record.add("dense elsewhere", judged(model, test, elsewhere, amp), JUDGE)
     for seed in seeds:
         ids = calibration(seed)
 
@@ -155,8 +170,8 @@ def masks(
                 if name.startswith("ours"):
                     path()  # is not counted in the seconds of a target
                 small, seconds = _measured(models[name])
-                value = float(perplexity(small, test, amp=amp))
-                record.add(key, dict(perplexity=value, seconds=seconds), JUDGE, MASKS[name])
+                figure = judged(small, test, elsewhere, amp) | dict(seconds=seconds)
+                record.add(key, figure, JUDGE, MASKS[name])
 
 # %% ../../nbs/lab/15_bench_llm.ipynb #3bca4b92
 def unit_wanda(
@@ -276,6 +291,7 @@ def units(
     suffix: str = "",  # of the keys of the figures, e.g. where there are more windows
     methods: tuple[str, ...] = tuple(UNITS),  # in order of measuring
     ask: Callable[[nn.Module], dict[str, float]] | None = None,  # task → score, of a model
+    elsewhere: dict[str, Tensor] | None = None,  # as for `judged`
 ) -> None:
     """Measure the perplexity of dense cuts by every order, with and without repair.
 
@@ -297,11 +313,8 @@ def units(
                     if key in record:
                         continue
                     small, seconds = _measured(partial(models[name], share))
-                    figure = dict(
-                        perplexity=float(perplexity(small, test, amp=amp)),
-                        params=params_of(small) / params_of(model),
-                        seconds=seconds,
-                    )
+                    figure = judged(small, test, elsewhere, amp)
+                    figure |= dict(params=params_of(small) / params_of(model), seconds=seconds)
                     if seed == seeds[0] and not suffix:
                         figure["generation"] = generation(small, model, ids[:1, :64])
                     if ask is not None and seed == seeds[0]:
@@ -421,6 +434,11 @@ def memory(
     record.add("memory", sizes, "spp.llm.weight_paths")
 
 # %% ../../nbs/lab/15_bench_llm.ipynb #471bf8ba
+def news() -> str:
+    "Three hundred short items of Australian news (the Lee corpus, in gensim's test data)"
+    return gensim_data("lee_background.cor").decode()
+
+
 PARTS = ("masks", "units", "tasks", "cost", "memory", "block")
 
 
@@ -440,6 +458,7 @@ def bench(
     model, tokenizer = smollm2()
     articles = wikipedia()
     test = windows(articles[91:], tokenizer, held_out, length, 0)
+    elsewhere = dict(news=windows([news()], tokenizer, held_out, length, 0))
     arguments = dict(
         model="SmolLM2-135M-Instruct",
         windows=n,
@@ -461,7 +480,7 @@ def bench(
     def measured(count, suffix):
         "Masks and units with `count` windows"
         given = (record, model, partial(calibration, n=count), test, seeds)
-        how = dict(amp=torch.bfloat16, suffix=suffix)
+        how = dict(amp=torch.bfloat16, suffix=suffix, elsewhere=elsewhere)
         if "masks" in parts:
             masks(*given, **how, **only)
         if "units" in parts:
