@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 import spp
 from spp.llm.calibration import blocks, linears, walk_back, walk_blocks
+from spp.llm.prices import prices
 from spp.llm.scores import METRICS
 from spp.llm.text import tokens, windows
 from spp.llm.units import batches
@@ -249,8 +250,8 @@ def test_files(path, tmp_path):
     assert back.info == path.info
     assert all(torch.equal(back.prices[name], path.prices[name]) for name in path.levels)
     weights = sum(level.numel() for level in path.levels.values())
-    prices = sum(4 * cost.numel() for cost in path.prices.values())
-    assert file.stat().st_size < weights + prices + 20_000
+    costs = sum(4 * cost.numel() for cost in path.prices.values())
+    assert file.stat().st_size < weights + costs + 20_000
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(ValueError, match="truncated"):
         LLMPath.load(file)
@@ -293,6 +294,18 @@ def test_a_row_that_nobody_reads_goes_first():
     for layer in ("gate_proj", "up_proj"):
         kept = masks[f"model.layers.0.mlp.{layer}"].float().mean(1)
         assert (kept[:16] < 0.43).all() and kept[16:].mean() > 0.8  # (1 - 0.2) / 2, and a weight
+
+
+@pytest.mark.parametrize("windows", [1, 2])
+def test_prices_rest_on_the_first_tokens(monkeypatch, windows):
+    "On as many as memory is given for, and on one window at least"
+    monkeypatch.setattr("spp.llm.weight_paths.PRICED", {1: 1, 2: 2 * IDS.shape[1]}[windows])
+    model = randomised(CAUSAL["llama_gqa"]())
+    path = weight_path(model, IDS, progress=False)
+    assert len(IDS) > windows
+    for name, layer, stats, gains in walk_back(model, IDS[:windows], progress=False):
+        wanted = prices(weight(layer), path.levels[name], stats.second, gains)
+        assert torch.equal(path.prices[name], wanted), name
 
 
 class Selecting(nn.Module):

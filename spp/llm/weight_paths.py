@@ -231,7 +231,7 @@ def _say_left(model: nn.Module) -> dict[str, int]:
     return left
 
 
-PRICED = 8  # windows for the prices: what enters each block is kept for as many
+PRICED = 2**14  # tokens for the prices: what enters each block is kept for as many
 
 
 def _empty_prices(costs: dict[str, Tensor], found: dict[str, Tensor]) -> Callable[[str], Tensor]:
@@ -256,8 +256,8 @@ def weight_path(
 ) -> LLMPath:  # attached to `model`
     """The path of `model`: one pass over the windows, then the masks of every sparsity.
 
-    With `by="model"`, as with the inclusion where `by` is None, another pass over the first eight
-    windows, forward and back, finds the [prices](03_prices.ipynb) of all rows.
+    With `by="model"`, as with the inclusion where `by` is None, another pass over the first
+    `PRICED` tokens, forward and back, finds the [prices](03_prices.ipynb) of all rows.
 
     Raises `ValueError` for an unknown metric or group and for `ids` that do not fit the model,
     `ArithmeticError` if what a layer reads is not finite.
@@ -293,7 +293,8 @@ def weight_path(
     costs = {}
     if by == "model":
         kept = KeptBlocks.begun(checkpoint, "prices", told, _empty_prices(costs, found))
-        run = (model, ids[:PRICED], device, amp, progress, kept)
+        priced = ids[: max(1, PRICED // ids.shape[1])]
+        run = (model, priced, device, amp, progress, kept)
         with closing(walk_back(*run)) as layers:
             for name, layer, stats, gains in layers:
                 if not gains.any():  # nothing is known of what its errors cost
