@@ -434,7 +434,7 @@ def memory(
     record.add("memory", sizes, "spp.llm.weight_paths")
 
 # %% ../../nbs/lab/15_bench_llm.ipynb #471bf8ba
-def news() -> str:
+def news() -> str:  # one text, some 360,000 characters
     "Three hundred short items of Australian news (the Lee corpus, in gensim's test data)"
     return gensim_data("lee_background.cor").decode()
 
