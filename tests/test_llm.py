@@ -296,14 +296,14 @@ def test_a_row_that_nobody_reads_goes_first():
         assert (kept[:16] < 0.43).all() and kept[16:].mean() > 0.8  # (1 - 0.2) / 2, and a weight
 
 
-@pytest.mark.parametrize("windows", [1, 2])
-def test_prices_rest_on_the_first_tokens(monkeypatch, windows):
+@pytest.mark.parametrize("count", [1, 2])
+def test_prices_rest_on_the_first_tokens(monkeypatch, count):
     "On as many as memory is given for, and on one window at least"
-    monkeypatch.setattr("spp.llm.weight_paths.PRICED", {1: 1, 2: 2 * IDS.shape[1]}[windows])
+    monkeypatch.setattr("spp.llm.weight_paths.PRICED", {1: 1, 2: 2 * IDS.shape[1]}[count])
     model = randomised(CAUSAL["llama_gqa"]())
     path = weight_path(model, IDS, progress=False)
-    assert len(IDS) > windows
-    for name, layer, stats, gains in walk_back(model, IDS[:windows], progress=False):
+    assert len(IDS) > count
+    for name, layer, stats, gains in walk_back(model, IDS[:count], progress=False):
         wanted = prices(weight(layer), path.levels[name], stats.second, gains)
         assert torch.equal(path.prices[name], wanted), name
 

@@ -121,8 +121,8 @@ def judged(
     amp: torch.dtype | None = None,  # the type to run the model in; None: that of the weights
 ) -> dict[str, float]:  # "perplexity", and that on each kind of other text, by its name
     "How well a model predicts text like that of its calibration, and other text."
-    windows = dict(perplexity=test) | (elsewhere or {})
-    return {name: float(perplexity(model, ids, amp=amp)) for name, ids in windows.items()}
+    texts = dict(perplexity=test) | (elsewhere or {})
+    return {name: float(perplexity(model, ids, amp=amp)) for name, ids in texts.items()}
 
 
 def _measured(make: Callable[[], nn.Module]) -> tuple[nn.Module, float]:
